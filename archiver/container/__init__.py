@@ -1,0 +1,28 @@
+"""The archive's container: header, frames, trailer. FORMAT.md is its normative text."""
+
+from archiver.container.index import IndexedArchive
+from archiver.container.layout import (
+    FrameCoding,
+    Header,
+    MixerSection,
+    PredictorSection,
+)
+from archiver.container.reader import ArchiveReader, EncodedFrame
+from archiver.container.recovery import Damage, DamagedArchive
+from archiver.container.trailer import IndexEntry, Trailer
+from archiver.container.writer import ArchiveWriter
+
+__all__ = [
+    "ArchiveReader",
+    "ArchiveWriter",
+    "Damage",
+    "DamagedArchive",
+    "EncodedFrame",
+    "FrameCoding",
+    "Header",
+    "IndexEntry",
+    "IndexedArchive",
+    "MixerSection",
+    "PredictorSection",
+    "Trailer",
+]

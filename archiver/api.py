@@ -1,0 +1,317 @@
+"""The library's functions, each reading as the data flows.
+
+compress:    source ── frames ── FrameEncoder ── ArchiveWriter ──> target
+decompress:  source ── ArchiveReader ── FrameDecoder ──> target
+"""
+
+from __future__ import annotations
+
+import io
+from typing import BinaryIO, cast, overload
+
+import xxhash
+
+from archiver.container import (
+    ArchiveReader,
+    ArchiveWriter,
+    Damage,
+    DamagedArchive,
+    FrameCoding,
+    Header,
+    IndexedArchive,
+)
+from archiver.container.recovery import contents_differ
+from archiver.container.writer import ByteSink
+from archiver.contents import ContentFile
+from archiver.errors import DamagedArchiveError, UsageError
+from archiver.files import SourceLike, TargetLike, open_source, open_target, seekable
+from archiver.frames import FrameDecoder, FrameEncoder, ModelProgress, Progress, cut_frames
+from archiver.options import CompressOptions, check_threads
+from archiver.summaries import ArchiveInfo, ArchiveSummary, DecodeSummary, describe
+
+
+class _Nowhere:
+    def write(self, data: bytes, /) -> int:
+        return len(data)
+
+
+# --- compress -------------------------------------------------------------------------------
+
+
+@overload
+def compress(
+    source: SourceLike,
+    target: None = None,
+    *,
+    options: CompressOptions | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    model_progress: ModelProgress | None = None,
+) -> bytes: ...
+@overload
+def compress(
+    source: SourceLike,
+    target: TargetLike,
+    *,
+    options: CompressOptions | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    model_progress: ModelProgress | None = None,
+) -> ArchiveSummary: ...
+def compress(
+    source: SourceLike,
+    target: TargetLike | None = None,
+    *,
+    options: CompressOptions | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    model_progress: ModelProgress | None = None,
+) -> bytes | ArchiveSummary:
+    """Compress `source` into an archive that decompresses to the same bytes everywhere.
+
+    Args:
+        source: the bytes themselves, a path (str or PathLike), or a binary stream, read to its
+            end.
+        target: a path or a binary stream; None to have the archive returned.
+        options: model, threads, window, frames; by default those of `CompressOptions()`.
+        overwrite: whether a target that exists may be replaced.
+        progress: called with how many more bytes of the source are done.
+        model_progress: called with stage, bytes done and bytes in all, while a model is fetched.
+
+    Returns:
+        The archive when `target` is None, else its sizes.
+
+    Raises:
+        UsageError, InputError, OutputError, ModelError: see `archiver.errors`.
+    """
+    options = options or CompressOptions()
+    with open_source(source) as opened:
+        if target is None:
+            archive = io.BytesIO()
+            _compress_stream(opened.stream, archive, options, progress, model_progress)
+            return archive.getvalue()
+        with open_target(target, overwrite=overwrite, source=opened) as writing:
+            return _compress_stream(opened.stream, writing, options, progress, model_progress)
+
+
+def _compress_stream(
+    stream: BinaryIO,
+    sink: ByteSink,
+    options: CompressOptions,
+    progress: Progress | None,
+    model_progress: ModelProgress | None,
+) -> ArchiveSummary:
+    encoder = FrameEncoder(options, model_progress)
+    contents = cut_frames(stream, options.frame_bytes)
+    content = next(contents, None)
+    if content is None:
+        writer = ArchiveWriter(sink, Header())
+    else:
+        coding, payload = encoder.encode(content, progress)
+        following = next(contents, None)
+        # A frame that needs no model, and is alone, needs nothing in the header either.
+        alone = following is None and coding is not FrameCoding.PREDICTOR
+        writer = ArchiveWriter(sink, Header() if alone else encoder.header)
+        writer.add_frame(coding, content, payload)
+        while following is not None:
+            coding, payload = encoder.encode(following, progress)
+            writer.add_frame(coding, following, payload)
+            following = next(contents, None)
+    writer.finish()
+    return ArchiveSummary(
+        content_bytes=writer.content_bytes,
+        archive_bytes=writer.archive_bytes,
+        payload_bytes=writer.payload_bytes,
+        frames={coding.name.lower(): count for coding, count in encoder.counts.items()},
+    )
+
+
+# --- decompress -----------------------------------------------------------------------------
+
+
+@overload
+def decompress(
+    source: SourceLike,
+    target: None = None,
+    *,
+    threads: int | None = None,
+    keep_going: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    model_progress: ModelProgress | None = None,
+) -> bytes: ...
+@overload
+def decompress(
+    source: SourceLike,
+    target: TargetLike,
+    *,
+    threads: int | None = None,
+    keep_going: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    model_progress: ModelProgress | None = None,
+) -> DecodeSummary: ...
+def decompress(
+    source: SourceLike,
+    target: TargetLike | None = None,
+    *,
+    threads: int | None = None,
+    keep_going: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    model_progress: ModelProgress | None = None,
+) -> bytes | DecodeSummary:
+    """Decompress an archive, and check every byte of it.
+
+    Args:
+        source: the archive itself, a path (str or PathLike), or a binary stream.
+        target: a path or a binary stream; None to have the content returned. A stream may have
+            received intact frames when a later one turns out to be damaged.
+        threads: how many threads may work; None for one a core.
+        keep_going: leave out what is damaged and decode the rest; look at the summary's
+            `damages`. Needs a target.
+        overwrite: whether a target that exists may be replaced.
+        progress: called with how many more bytes of the content are done.
+        model_progress: called with stage, bytes done and bytes in all, while a model is fetched.
+
+    Returns:
+        The content when `target` is None, else its sizes and losses.
+
+    Raises:
+        NotAnArchiveError, UnsupportedVersionError, LimitExceededError: it cannot be read.
+        DamagedArchiveError: some bytes are wrong, and `keep_going` is false or nothing is left.
+        UsageError, InputError, OutputError, ModelError: see `archiver.errors`.
+    """
+    check_threads(threads)
+    if target is None and keep_going:
+        raise UsageError("keep_going needs a target, so that the losses can be returned")
+    with open_source(source) as opened:
+        if target is None:
+            content = io.BytesIO()
+            _decompress_stream(opened.stream, content, threads, False, progress, model_progress)
+            return content.getvalue()
+        with open_target(target, overwrite=overwrite, source=opened) as writing:
+            return _decompress_stream(
+                opened.stream, writing, threads, keep_going, progress, model_progress
+            )
+
+
+def verify(
+    source: SourceLike,
+    *,
+    threads: int | None = None,
+    keep_going: bool = False,
+    progress: Progress | None = None,
+    model_progress: ModelProgress | None = None,
+) -> DecodeSummary:
+    """Decode an archive and check it, without keeping the content; otherwise as `decompress`."""
+    check_threads(threads)
+    with open_source(source) as opened:
+        return _decompress_stream(
+            opened.stream, _Nowhere(), threads, keep_going, progress, model_progress
+        )
+
+
+def _decompress_stream(
+    stream: BinaryIO,
+    sink: ByteSink,
+    threads: int | None,
+    keep_going: bool,
+    progress: Progress | None,
+    model_progress: ModelProgress | None,
+) -> DecodeSummary:
+    if keep_going:
+        with seekable(stream) as sought:
+            return _salvage(sought, sink, threads, progress, model_progress)
+    reader = ArchiveReader(stream)
+    decoder = FrameDecoder(reader.header, threads, model_progress)
+    content_hash = xxhash.xxh3_64()
+    content_bytes = frame_count = 0
+    for frame in reader.frames():
+        content = decoder.decode(frame, progress)
+        sink.write(content)
+        content_hash.update(content)
+        content_bytes += len(content)
+        frame_count += 1
+    reader.finish(content_hash.intdigest())
+    return DecodeSummary(
+        content_bytes=content_bytes, archive_bytes=reader.archive_bytes, frame_count=frame_count
+    )
+
+
+def _salvage(
+    stream: BinaryIO,
+    sink: ByteSink,
+    threads: int | None,
+    progress: Progress | None,
+    model_progress: ModelProgress | None,
+) -> DecodeSummary:
+    archive = DamagedArchive(stream)
+    decoder = FrameDecoder(archive.header, threads, model_progress)
+    content_hash = xxhash.xxh3_64()
+    content_bytes = frame_count = 0
+    damages = []
+    for part in archive.parts():
+        if isinstance(part, Damage):
+            damages.append(part)
+            continue
+        try:
+            content = decoder.decode(part, progress)
+        except DamagedArchiveError as error:
+            damages.append(Damage.of_frame(part, error))
+            continue
+        sink.write(content)
+        content_hash.update(content)
+        content_bytes += len(content)
+        frame_count += 1
+    all_frames_are_here = all(damage.part == "header" for damage in damages)
+    if all_frames_are_here and not archive.matches(content_hash.intdigest()):
+        damages.append(contents_differ())
+    return DecodeSummary(
+        content_bytes=content_bytes,
+        archive_bytes=archive.archive_bytes,
+        frame_count=frame_count,
+        damages=tuple(damages),
+    )
+
+
+# --- look inside ----------------------------------------------------------------------------
+
+
+def info(source: SourceLike) -> ArchiveInfo:
+    """Return what an archive says of itself; neither a model nor decoding is needed.
+
+    Payloads are not read, so damage within them goes unnoticed: that is what `verify` is for.
+
+    Raises:
+        NotAnArchiveError, UnsupportedVersionError, LimitExceededError: it cannot be read.
+        DamagedArchiveError: header, trailer or a frame's header is wrong.
+        InputError: the operating system could not read.
+    """
+    with open_source(source) as opened, seekable(opened.stream) as stream:
+        return describe(IndexedArchive(stream))
+
+
+def open(
+    source: SourceLike,
+    *,
+    threads: int | None = None,
+    model_progress: ModelProgress | None = None,
+) -> BinaryIO:
+    """Open an archive as a read-only binary file of its content.
+
+    Any position can be sought; reading there decodes the one frame that holds it.
+
+    Args:
+        source: a path, the archive itself, or a stream, which must stay open meanwhile.
+        threads: how many threads may work; None for one a core.
+        model_progress: called with stage, bytes done and bytes in all, while a model is fetched.
+
+    Returns:
+        A buffered file object; close it, or use it in a `with` statement.
+
+    Raises:
+        ArchiverError: as `info`; reading from the file raises as `decompress` does.
+    """
+    check_threads(threads)
+    return cast(BinaryIO, io.BufferedReader(ContentFile(source, threads, model_progress)))

@@ -1,0 +1,278 @@
+"""A frame's content to its payload and back.
+
+encode:  content ── symbols ── streams ──┬─ model, whole blocks ── probabilities ─┐
+                                         └─ ranks ────────────────────────────────┴─ coder ── payload
+decode:  payload ── coder ─┬─ ranks ── bytes ── content
+                ┌──────────┘   │
+                └─ weights ── model, one step of all streams
+
+Source: FORMAT.md, section "Predictor frame payload".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from archiver.codec import symbols as loop
+from archiver.codec.workers import ModelWorkers
+from archiver.coding import range_coder
+from archiver.container.layout import MixerSection, PredictorSection
+from archiver.container.varint import MalformedError, decode_varint, encode_varint
+from archiver.errors import LimitExceededError, UnsupportedVersionError
+from archiver.mixing.mixer import MIXER_VERSION
+from archiver.predict.engine import ENGINE_VERSION, STREAM_TOKENS_MAX, Engine
+from archiver.text.framing import symbols_of
+from archiver.text.tokenizer import TextTokenizer
+from archiver.types import Int64Array, Progress
+
+if TYPE_CHECKING:
+    from archiver.options import CompressOptions
+    from archiver.predict.package import ModelPackage
+
+STREAMS_MAX = 1024
+CACHE_BYTES_MAX = 64 << 30
+SINK_TOKENS = 4
+HAS_ESCAPES = 1  # flag of the payload
+
+# A stream's cold start costs about what 30 of its tokens cost, a step of few streams wastes the
+# processor: short frames get streams of 2,048 tokens, longer ones 32 streams.
+CHUNK_TOKENS_MIN = 2048
+STREAMS_TARGET = 32
+
+# Frames whose bytes are spread more evenly than this are compressed or encrypted already. Text in
+# UTF-8 has 4 to 6.5 bits a byte, in UTF-16 or an 8-bit character set up to 5.5.
+ENTROPY_MAX_BITS = 7.3
+
+
+class PayloadError(Exception):
+    """The payload cannot be what an encoder wrote; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamPlan:
+    """How a frame's symbols are split: `streams` contiguous chunks, the first ones longest.
+
+    Attributes:
+        symbols: of the frame, at least 1; streams: 1 .. symbols.
+    """
+
+    symbols: int
+    streams: int
+
+    @property
+    def starts(self) -> Int64Array:
+        """int64 [streams + 1]: the first symbol of each chunk, and the end."""
+        short, longer = divmod(self.symbols, self.streams)
+        numbers = np.arange(self.streams + 1, dtype=np.int64)
+        return numbers * short + np.minimum(numbers, longer)
+
+    @property
+    def steps(self) -> int:
+        """Symbols of the longest chunk."""
+        return -(-self.symbols // self.streams)
+
+    def active(self, step: int) -> int:
+        """How many streams, always the first ones, have a symbol at `step`."""
+        return self.streams if step < self.symbols // self.streams else self.symbols % self.streams
+
+
+def plan_streams(symbols: int, chunk_tokens: int | None) -> StreamPlan:
+    """The streams of a frame, by the chunk length asked for or by the frame's length."""
+    if chunk_tokens is None:
+        chunk_tokens = max(CHUNK_TOKENS_MIN, -(-symbols // STREAMS_TARGET))
+    chunk_tokens = min(chunk_tokens, STREAM_TOKENS_MAX)
+    return StreamPlan(symbols=symbols, streams=min(-(-symbols // chunk_tokens), STREAMS_MAX))
+
+
+class FrameCodec:
+    """Codes frames with one model package; not safe for use by several threads at once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        tokenizer: TextTokenizer | None,
+        threads: int | None,
+        chunk_tokens: int | None,
+    ) -> None:
+        """Args: tokenizer is needed by `encode` alone; threads None means one a core."""
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._chunk_tokens = chunk_tokens
+        self._workers = ModelWorkers(engine, threads)
+
+    def worth_trying(self, content: bytes) -> bool:
+        """Whether the model may shrink this content: not where its bytes look random."""
+        counts = np.bincount(np.frombuffer(content, np.uint8), minlength=256)
+        shares = counts[counts > 0] / len(content)
+        return -sum(share * math.log2(share) for share in shares.tolist()) < ENTROPY_MAX_BITS
+
+    def encode(self, content: bytes, progress: Progress | None = None) -> bytes:
+        """The payload of which `decode` makes `content` again.
+
+        Args:
+            content: at least one byte; progress: called with bytes finished since the last call.
+        """
+        assert self._tokenizer is not None and content
+        vocabulary = self._engine.vocabulary
+        symbols = symbols_of(content, vocabulary, self._tokenizer)
+        ranks = symbols.ranks
+        plan = plan_streams(len(ranks), self._chunk_tokens)
+        starts = plan.starts
+        run_offsets = np.zeros(len(ranks) + 1, np.int64)
+        run_offsets[1:][ranks < 0] = [len(run) for run in symbols.escapes]
+        np.cumsum(run_offsets, out=run_offsets)
+        runs = np.frombuffer(b"".join(symbols.escapes), np.uint8).copy()
+
+        lengths = np.diff(vocabulary.offsets)
+        symbol_bytes = np.where(ranks < 0, np.diff(run_offsets), lengths[ranks])
+        probabilities, firsts = self._workers.probabilities(ranks, starts, symbol_bytes, progress)
+
+        # A decision costs at most 22 bits, an escaped byte nine adaptive ones of at most 18.
+        buffer = np.empty(3 * len(probabilities) + 21 * len(runs) + 3 * len(ranks) + 64, np.uint8)
+        state = range_coder.new_encoder()
+        has_escapes = bool(len(symbols.escapes))
+        loop.encode_symbols(
+            state, buffer, loop.new_contexts(), has_escapes, vocabulary.splits, vocabulary.left,
+            vocabulary.right, ranks, starts[:-1], np.diff(starts), firsts, probabilities, runs,
+            run_offsets,
+        )  # fmt: skip
+        return b"".join(
+            (
+                encode_varint(plan.symbols),
+                encode_varint(plan.streams),
+                bytes([HAS_ESCAPES if has_escapes else 0]),
+                range_coder.finish(state, buffer),
+            )
+        )
+
+    def decode(self, payload: bytes, content_bytes: int, progress: Progress | None = None) -> bytes:
+        """The content of which `encode` made `payload`.
+
+        Raises:
+            PayloadError: the payload is malformed, or its content has another length.
+            LimitExceededError: it asks for more memory than `CACHE_BYTES_MAX`.
+        """
+        plan, has_escapes, begin = self._read_parameters(payload, content_bytes)
+        buffer = np.frombuffer(payload, np.uint8)[begin:].copy()
+        state = range_coder.new_decoder(buffer)
+        contexts = loop.new_contexts()
+        vocabulary = self._engine.vocabulary
+        lengths = np.diff(vocabulary.offsets)
+        ranks = np.zeros((plan.steps, plan.streams), np.int32)
+        run_lengths = np.zeros((plan.steps, plan.streams), np.int64)
+        runs: list[bytes] = []
+        room = np.empty(content_bytes if has_escapes else 0, np.uint8)
+        left_bytes = content_bytes
+        with self._workers.stepper(plan.streams, plan.steps) as stepper:
+            last = np.zeros(plan.streams, np.int32)
+            for step in range(plan.steps):
+                active = plan.active(step)
+                weights, cumulative = stepper.advance(last, first=step == 0)
+                used = loop.decode_step(
+                    state, buffer, contexts, has_escapes, vocabulary.splits, vocabulary.left,
+                    vocabulary.right, weights, cumulative, last[:active], room[:left_bytes],
+                    run_lengths[step],
+                )  # fmt: skip
+                if used < 0:
+                    raise PayloadError("it holds more bytes than the frame")
+                ranks[step, :active] = last[:active]
+                runs.append(room[:used].tobytes())
+                done = int(lengths[last[:active][last[:active] >= 0]].sum()) + used
+                left_bytes -= done
+                if left_bytes < 0:
+                    raise PayloadError("it holds more bytes than the frame")
+                if progress:
+                    progress(done)
+        content = self._join(plan, ranks, run_lengths, b"".join(runs))
+        if len(content) != content_bytes:
+            raise PayloadError("it holds fewer bytes than the frame")
+        return content
+
+    def _read_parameters(self, payload: bytes, content_bytes: int) -> tuple[StreamPlan, bool, int]:
+        """The payload's first fields, checked, and where the coder's bytes begin."""
+        try:
+            count, at = decode_varint(payload, 0, bits=32)
+            streams, at = decode_varint(payload, at, bits=32)
+            flags = payload[at]
+        except (MalformedError, IndexError) as error:
+            raise PayloadError("its parameters are malformed") from error
+        if not 1 <= count <= content_bytes:
+            raise PayloadError(f"{count} symbols cannot stand for {content_bytes} bytes")
+        if not 1 <= streams <= min(count, STREAMS_MAX):
+            raise PayloadError(f"{streams} streams for {count} symbols")
+        if flags & ~HAS_ESCAPES:
+            raise PayloadError(f"unknown flags {flags:#04x}")
+        plan = StreamPlan(symbols=count, streams=streams)
+        if plan.steps > STREAM_TOKENS_MAX:
+            raise PayloadError(f"a stream of {plan.steps} symbols")
+        needed = self._workers.cache_bytes(streams, plan.steps)
+        if needed > CACHE_BYTES_MAX:
+            raise LimitExceededError(
+                f"a frame of {streams} streams needs {needed >> 20} MiB to decode; "
+                f"the limit is {CACHE_BYTES_MAX >> 20} MiB"
+            )
+        return plan, bool(flags & HAS_ESCAPES), at + 1
+
+    def _join(
+        self, plan: StreamPlan, ranks: np.ndarray, run_lengths: np.ndarray, runs: bytes
+    ) -> bytes:
+        """The bytes of all streams, one after the other, from symbols in coding order."""
+        token_bytes: Sequence[bytes] = self._engine.vocabulary.token_bytes
+        ends = np.cumsum(run_lengths).reshape(run_lengths.shape)
+        pieces = []
+        for stream in range(plan.streams):
+            steps = int(plan.starts[stream + 1] - plan.starts[stream])
+            for step, rank in enumerate(ranks[:steps, stream].tolist()):
+                if rank >= 0:
+                    pieces.append(token_bytes[rank])
+                else:
+                    end = int(ends[step, stream])
+                    pieces.append(runs[end - int(run_lengths[step, stream]) : end])
+        return b"".join(pieces)
+
+
+def settings_for(
+    package: ModelPackage, options: CompressOptions
+) -> tuple[PredictorSection, MixerSection]:
+    """What the header of an archive made with these options says of the predictor."""
+    predictor = PredictorSection(
+        engine_version=ENGINE_VERSION,
+        package_fingerprint=package.fingerprint_bytes,
+        window_tokens=options.window_tokens,
+        sink_tokens=SINK_TOKENS,
+    )
+    return predictor, MixerSection(version=MIXER_VERSION, parameters=b"")
+
+
+def open_codec(
+    predictor: PredictorSection,
+    mixer: MixerSection,
+    *,
+    package: ModelPackage,
+    threads: int | None,
+    chunk_tokens: int | None,
+) -> FrameCodec:
+    """A codec for frames of an archive with these header sections.
+
+    Raises:
+        UnsupportedVersionError: another version of the engine or the mixer is needed.
+        UsageError: the window is out of range. InvalidModelError: a malformed package.
+    """
+    if predictor.engine_version != ENGINE_VERSION:
+        raise UnsupportedVersionError(
+            f"the archive needs engine version {predictor.engine_version}; this llmzip has "
+            f"{ENGINE_VERSION}"
+        )
+    if mixer.version != MIXER_VERSION or mixer.parameters:
+        raise UnsupportedVersionError(
+            f"the archive needs mixer version {mixer.version}; this llmzip has {MIXER_VERSION}"
+        )
+    engine = Engine(package, window=predictor.window_tokens, sinks=predictor.sink_tokens)
+    tokenizer = TextTokenizer(package)
+    return FrameCodec(engine, tokenizer=tokenizer, threads=threads, chunk_tokens=chunk_tokens)

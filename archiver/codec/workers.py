@@ -1,0 +1,181 @@
+"""Worker threads that run the model: whole blocks when encoding, steps when decoding.
+
+Every worker runs the model for streams of its own, single-threaded from the first layer to the
+last, so no two pools of threads ever wait for each other and a busy core slows down its own share
+only. Kernels and matrix products release the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from archiver.predict.engine import Engine, Session
+from archiver.predict.kernels import head
+from archiver.types import Float32Array, Int8Array, Int32Array, Int64Array, Progress, UInt32Array
+
+BLOCK_TOKENS = 256  # rows of one pass when encoding: what the int8 units like, and L2 holds
+HEAD_ROWS = 32  # rows whose products over the vocabulary lie in memory at once
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(slots=True)
+class _StreamResult:
+    probabilities: UInt32Array
+    counts: Int32Array
+
+
+class Stepper:
+    """Streams in lockstep: `advance` gives the weights of every stream's next token."""
+
+    def __init__(
+        self, engine: Engine, pool: ThreadPoolExecutor, groups: int, streams: int, steps: int
+    ) -> None:
+        self._engine = engine
+        self._pool = pool
+        edges = [streams * i // groups for i in range(groups + 1)]
+        self._groups = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+        self._sessions = [
+            Session(engine, streams=group.stop - group.start, tokens=steps, steps=1)
+            for group in self._groups
+        ]
+        size = engine.vocabulary.size
+        tiles = -(-size // head.TILE_RANKS)
+        self._weights = np.empty((streams, size), np.int32)
+        self._cumulative = np.empty((streams, tiles + 1), np.int64)
+        self._logits = np.empty((len(self._groups), size), np.float32)
+
+    def advance(self, ranks: Int32Array, *, first: bool) -> tuple[Int32Array, Int64Array]:
+        """The model has seen one more symbol of each stream.
+
+        Args:
+            ranks: int32 [streams], the last symbols (escapes negative); first: there are none.
+
+        Returns:
+            weights, int32 [streams, vocabulary], and their cumulative totals, int64
+            [streams, tiles + 1]; valid until the next call.
+        """
+        inputs = np.where((ranks < 0) | first, self._engine.start_token, ranks).astype(np.int32)
+        jobs = [self._pool.submit(self._run, number, inputs) for number in range(len(self._groups))]
+        for job in jobs:
+            job.result()
+        return self._weights, self._cumulative
+
+    def _run(self, number: int, inputs: Int32Array) -> None:
+        group, engine = self._groups[number], self._engine
+        with torch.inference_mode():
+            codes, scales = self._sessions[number].advance(inputs[group, None])
+            for start in range(0, len(codes), HEAD_ROWS):
+                products = engine.products(codes[start : start + HEAD_ROWS])
+                for row, product in enumerate(products, start):
+                    stream = group.start + row
+                    head.weigh_vocabulary(
+                        product, scales[row], engine.head_scales, self._logits[number],
+                        self._weights[stream], self._cumulative[stream],
+                    )  # fmt: skip
+
+
+class ModelWorkers:
+    """A pool of threads over one engine."""
+
+    def __init__(self, engine: Engine, threads: int | None) -> None:
+        """Args: threads, at least 1; None for one a core that the process may use."""
+        self._engine = engine
+        self._threads = threads or usable_cores()
+        torch.set_num_threads(1)
+        # Torch keeps a thread's number of threads apart: each new one must be told.
+        self._pool = ThreadPoolExecutor(
+            self._threads, "llmzip-model", initializer=torch.set_num_threads, initargs=(1,)
+        )
+
+    def cache_bytes(self, streams: int, steps: int) -> int:
+        """Memory for the keys and values of that many streams when decoding."""
+        engine = self._engine
+        slots = min(steps, engine.window + 1) + engine.sinks + 32
+        return streams * slots * len(engine.layers) * engine.kv_heads * (2 * engine.head_dim + 8)
+
+    @contextmanager
+    def stepper(self, streams: int, steps: int) -> Iterator[Stepper]:
+        """Streams of at most `steps` symbols, ready for their first step."""
+        yield Stepper(self._engine, self._pool, min(self._threads, streams), streams, steps)
+
+    def probabilities(
+        self,
+        ranks: Int32Array,
+        starts: Int64Array,
+        symbol_bytes: Int64Array,
+        progress: Progress | None,
+    ) -> tuple[UInt32Array, Int64Array]:
+        """The model's probability of every decision of a frame.
+
+        Args:
+            ranks: int32 [symbols], negative for escapes; starts: int64 [streams + 1].
+            symbol_bytes: int64 [symbols], what each symbol adds to progress.
+
+        Returns:
+            probabilities: uint32, P(1) in units of 2^-22, symbol after symbol;
+            firsts: int64 [symbols], index of each symbol's first.
+        """
+        bounds = list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
+        jobs = [
+            self._pool.submit(self._run_stream, ranks[a:b], symbol_bytes[a:b], progress)
+            for a, b in bounds
+        ]
+        try:
+            results = [job.result() for job in jobs]
+        finally:
+            for job in jobs:
+                job.cancel()
+        counts = np.concatenate([result.counts for result in results]).astype(np.int64)
+        firsts = np.cumsum(counts) - counts
+        return np.concatenate([result.probabilities for result in results]), firsts
+
+    def _run_stream(
+        self, ranks: Int32Array, symbol_bytes: Int64Array, progress: Progress | None
+    ) -> _StreamResult:
+        """One stream from its cold start to its end, block by block."""
+        engine = self._engine
+        inputs = np.empty_like(ranks)
+        inputs[0] = engine.start_token
+        inputs[1:] = np.where(ranks[:-1] < 0, engine.start_token, ranks[:-1])
+        session = Session(engine, streams=1, tokens=len(ranks), steps=BLOCK_TOKENS)
+        found: list[UInt32Array] = []
+        counts = np.zeros(len(ranks), np.int32)
+        with torch.inference_mode():
+            for start in range(0, len(ranks), BLOCK_TOKENS):
+                block = slice(start, min(start + BLOCK_TOKENS, len(ranks)))
+                codes, scales = session.advance(inputs[None, block])
+                for at in range(0, len(codes), HEAD_ROWS):
+                    rows = slice(at, min(at + HEAD_ROWS, len(codes)))
+                    targets = slice(start + rows.start, start + rows.stop)
+                    found.append(
+                        self._path_probabilities(
+                            codes[rows], scales[rows], ranks[targets], counts[targets]
+                        )
+                    )
+                if progress:
+                    progress(int(symbol_bytes[block].sum()))
+        return _StreamResult(np.concatenate(found), counts)
+
+    def _path_probabilities(
+        self, codes: Int8Array, scales: Float32Array, ranks: Int32Array, counts: Int32Array
+    ) -> UInt32Array:
+        engine = self._engine
+        vocabulary = engine.vocabulary
+        deepest = vocabulary.deepest
+        probabilities = np.empty(len(ranks) * deepest, np.uint32)
+        written = head.path_probabilities(
+            engine.products(codes), scales, engine.head_scales, ranks, vocabulary.splits,
+            vocabulary.left, vocabulary.right, probabilities, counts,
+        )  # fmt: skip
+        return probabilities[:written].copy()

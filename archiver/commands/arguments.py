@@ -1,0 +1,107 @@
+"""Arguments and options that several commands share, and what they mean for files."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import click
+
+from archiver.errors import OutputError, UsageError
+
+SUFFIX = ".llmz"
+STANDARD_STREAM = "-"
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class ByteSize(click.ParamType):  # type: ignore[type-arg]
+    """A number of bytes: 65536, 512K, 1M, 1MiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Return the number of bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,18})\s*([KMG]?)(?:i?B)?", value.strip(), re.IGNORECASE)
+        if match is None:
+            self.fail(f"{value!r} is not a size such as 65536, 512K or 1M", param, ctx)
+        return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2].upper()]
+
+
+def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+files_argument = click.argument("files", nargs=-1, metavar="[FILE]...")
+reporting_options = _options(
+    click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
+    click.option("-v", "--verbose", count=True, help="Say more; twice for debugging."),
+)
+threads_option = click.option(
+    "-T",
+    "--threads",
+    type=click.IntRange(min=0),
+    help="Threads to use; 0, the default: one a core.",
+)
+keep_going_option = click.option(
+    "--keep-going",
+    is_flag=True,
+    help="Leave out damaged frames, decode the others, say what is lost.",
+)
+writing_options = _options(
+    click.option("-o", "--output", metavar="PATH", help="Write to PATH ('-': standard output)."),
+    click.option("-c", "--stdout", "to_stdout", is_flag=True, help="Write to standard output."),
+    click.option("-f", "--force", is_flag=True, help="Overwrite files; write to a terminal."),
+)
+
+
+def input_of(name: str) -> str | BinaryIO:
+    if name != STANDARD_STREAM:
+        return name
+    stream = sys.stdin.buffer
+    if stream.isatty():
+        raise UsageError("nothing to read: standard input is a terminal (see llmzip --help)")
+    return stream
+
+
+def shown(name: str) -> str:
+    return "(stdin)" if name == STANDARD_STREAM else name
+
+
+def standard_output(*, force: bool, binary: bool) -> BinaryIO:
+    stream = sys.stdout.buffer
+    if binary and not force and stream.isatty():
+        raise OutputError("refusing to write an archive to a terminal (-f does it all the same)")
+    return stream
+
+
+def output_of(
+    name: str, output: str | None, to_stdout: bool, beside: Callable[[str], str]
+) -> str | None:
+    """Return the path to write to; None for standard output."""
+    if to_stdout or output == STANDARD_STREAM or (output is None and name == STANDARD_STREAM):
+        return None
+    return beside(name) if output is None else output
+
+
+def content_name(name: str) -> str:
+    if not name.endswith(SUFFIX) or Path(name).name == SUFFIX:
+        raise UsageError(f"the name does not end in {SUFFIX}: say where to write with -o or -c")
+    return name[: -len(SUFFIX)]
+
+
+def check_outputs(files: Sequence[str], output: str | None, to_stdout: bool) -> None:
+    if output is not None and to_stdout and output != STANDARD_STREAM:
+        raise click.UsageError("-o and -c exclude each other")
+    if output not in (None, STANDARD_STREAM) and len(files) > 1:
+        raise click.UsageError("-o needs a single FILE")

@@ -1,0 +1,118 @@
+"""The commands `llmzip model ...`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from archiver.commands.arguments import reporting_options
+from archiver.commands.console import Reporter
+from archiver.options import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from archiver.predict.registry import ModelListing
+
+
+class _ReportingGroup(click.Group):
+    """Ends a command that raises one of our errors with its message and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        reporter = Reporter(quiet=False, verbose=0)
+        with reporter.errors_of("model"):
+            super().invoke(ctx)
+        ctx.exit(reporter.exit_code)
+
+
+@click.group(cls=_ReportingGroup)
+def model() -> None:
+    """List, fetch, add and remove the models that predict."""
+
+
+@model.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line and model.")
+def model_list(as_json: bool) -> None:
+    """List the models that are here or can be fetched."""
+    from archiver.predict import registry
+
+    for listing in registry.list_packages():
+        if as_json:
+            click.echo(json.dumps(_listing_fields(listing)))
+        else:
+            state = "here" if listing.package else listing.problem or "can be pulled"
+            mark = "*" if listing.is_default else " "
+            digits = (listing.fingerprint or "")[:16] or "-"
+            click.echo(f"{mark} {listing.name:<28} {digits:<16}  {state}")
+
+
+@model.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+def model_show(name: str, as_json: bool) -> None:
+    """Say what is known about the model NAME."""
+    from archiver.predict import registry
+
+    fields = _listing_fields(registry.show(name))
+    if as_json:
+        click.echo(json.dumps(fields))
+        return
+    for key, value in fields.items():
+        shown = ", ".join(value) if isinstance(value, list) else value
+        click.echo(f"{key:<12} {'-' if shown in (None, '') else shown}")
+
+
+@model.command("pull")
+@click.argument("name", default=DEFAULT_MODEL)
+@reporting_options
+def model_pull(name: str, quiet: bool, verbose: int) -> None:
+    """Fetch the model NAME (by default the default model) and make it ready."""
+    from archiver.predict import registry
+
+    reporter = Reporter(quiet=quiet, verbose=verbose)
+    with reporter.stages() as stages:
+        package = registry.pull(name, stages)
+    reporter.say(f"{name}: ready, fingerprint {package.fingerprint[:16]}")
+
+
+@model.command("add")
+@click.argument("path", type=click.Path())
+@click.option("--name", help="What to call it [default: from its own name].")
+@reporting_options
+def model_add(path: str, name: str | None, quiet: bool, verbose: int) -> None:
+    """Add the model at PATH: a GGUF file or a Hugging Face folder of the Llama family."""
+    from archiver.predict import registry
+
+    reporter = Reporter(quiet=quiet, verbose=verbose)
+    with reporter.stages() as stages:
+        package = registry.add(path, name, stages)
+    reporter.say(f"{name or package.name}: ready, fingerprint {package.fingerprint[:16]}")
+
+
+@model.command("remove")
+@click.argument("name")
+@reporting_options
+def model_remove(name: str, quiet: bool, verbose: int) -> None:
+    """Remove the model NAME from this machine."""
+    from archiver.predict import registry
+
+    reporter = Reporter(quiet=quiet, verbose=verbose)
+    registry.remove(name)
+    reporter.say(f"{name}: removed")
+
+
+def _listing_fields(listing: ModelListing) -> dict[str, Any]:
+    package = listing.package
+    return {
+        "name": listing.name,
+        "names": list(listing.names),
+        "default": listing.is_default,
+        "fingerprint": listing.fingerprint,
+        "description": listing.description,
+        "licence": listing.licence,
+        "path": None if package is None else str(package.path),
+        "bytes": None if package is None else package.array_bytes,
+        "history": None if package is None else list(package.history),
+        "problem": listing.problem,
+    }

@@ -1,0 +1,239 @@
+"""One frame at a time: how input is cut into frames, and how a frame is coded and decoded.
+
+    content --> raw | zstd | predictor, whichever is shortest --> payload
+
+The codec and the model are opened only when a frame needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Protocol
+
+import zstandard
+
+from archiver.container import EncodedFrame, FrameCoding, Header
+from archiver.container.reader import read_up_to
+from archiver.errors import DamagedArchiveError, FrameDamagedError
+from archiver.options import CompressOptions
+
+ZSTD_LEVEL = 19
+# zstd needs no window larger than a frame: 2^24 bytes.
+_LARGEST_ZSTD_WINDOW_BYTES = 1 << 24
+
+# How far back from its longest a frame may be cut to end with a line.
+_LINE_SEARCH_BYTES = 4096
+
+# Where zstd leaves less than this part of a frame, the model is not asked: it could not save
+# more than 0.1 % of the frame.
+_NEGLIGIBLE_PART = 1024
+
+Progress = Callable[[int], None]
+ModelProgress = Callable[[str, int, int], None]
+
+
+class Codec(Protocol):
+    """What codes a frame through the model; see `archiver.codec`."""
+
+    def encode(self, content: bytes, progress: Progress | None = None) -> bytes:
+        """Return the payload of a frame with this content."""
+
+    def decode(self, payload: bytes, content_bytes: int, progress: Progress | None = None) -> bytes:
+        """Return the content of which `encode` made `payload`."""
+
+    def worth_trying(self, content: bytes) -> bool:
+        """Return whether `encode` may make this content shorter; cheap."""
+
+
+def codec_for_writing(
+    options: CompressOptions, model_progress: ModelProgress | None
+) -> tuple[Codec, Header]:
+    """Return a codec for these options, and the header that an archive of its frames needs.
+
+    Raises:
+        ModelError: the model cannot be had.
+    """
+    from archiver import codec
+    from archiver.predict import registry
+
+    package = registry.resolve(options.model, progress=model_progress)
+    predictor, mixer = codec.settings_for(package, options)
+    opened = codec.open_codec(
+        predictor,
+        mixer,
+        package=package,
+        threads=options.threads,
+        chunk_tokens=options.chunk_tokens,
+    )
+    return opened, Header(predictor=predictor, mixer=mixer)
+
+
+def codec_for_reading(
+    header: Header, threads: int | None, model_progress: ModelProgress | None
+) -> Codec:
+    """Return the codec that an archive with this header was made by.
+
+    Raises:
+        ModelError: the model cannot be had.
+        UnsupportedVersionError: the engine's or the mixer's version is unknown.
+    """
+    from archiver import codec
+    from archiver.predict import registry
+
+    assert header.predictor is not None
+    assert header.mixer is not None
+    fingerprint = header.predictor.package_fingerprint
+    package = registry.resolve_fingerprint(fingerprint, progress=model_progress)
+    return codec.open_codec(
+        header.predictor, header.mixer, package=package, threads=threads, chunk_tokens=None
+    )
+
+
+def payload_errors() -> tuple[type[Exception], ...]:
+    """Return what a codec raises for a payload that no encoder makes."""
+    from archiver.codec.frame import PayloadError
+
+    return (PayloadError,)
+
+
+def cut_frames(stream: BinaryIO, frame_bytes: int) -> Iterator[bytes]:
+    """Yield the bytes of `stream` in order, cut into frames of 1 to `frame_bytes` bytes.
+
+    A frame ends with a line if one ends in the last 4,096 bytes that it may have, else between
+    two characters of UTF-8. Memory holds two frames at most.
+
+    Raises:
+        InputError: the operating system could not read.
+    """
+    data = read_up_to(stream, frame_bytes + 1)
+    while len(data) > frame_bytes:
+        end = _end_of_frame(data, frame_bytes)
+        yield data[:end]
+        rest = data[end:]
+        data = rest + read_up_to(stream, frame_bytes + 1 - len(rest))
+    if data:
+        yield data
+
+
+def _end_of_frame(data: bytes, frame_bytes: int) -> int:
+    search_bytes = min(_LINE_SEARCH_BYTES, frame_bytes // 2)
+    line_end = data.rfind(b"\n", frame_bytes - search_bytes, frame_bytes)
+    if line_end >= 0:
+        return line_end + 1
+    for end in range(frame_bytes, max(frame_bytes - 4, 0), -1):
+        if data[end] & 0xC0 != 0x80:  # the next frame begins with the first byte of a character
+            return end
+    return frame_bytes
+
+
+class FrameEncoder:
+    """Codes frames in the shortest way.
+
+    Attributes:
+        counts: how many frames have been coded in which way.
+    """
+
+    def __init__(self, options: CompressOptions, model_progress: ModelProgress | None) -> None:
+        self._options = options
+        self._model_progress = model_progress
+        self._opened: tuple[Codec, Header] | None = None
+        self._zstd = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+        self.counts = dict.fromkeys(FrameCoding, 0)
+
+    @property
+    def header(self) -> Header:
+        """The header of an archive with frames that the predictor coded."""
+        return self._open()[1]
+
+    def encode(self, content: bytes, progress: Progress | None) -> tuple[FrameCoding, bytes]:
+        """Return the coding that makes `content` (not empty) shortest, and the payload."""
+        reporting = _FrameProgress(progress, len(content))
+        candidates = [
+            (FrameCoding.RAW, content),
+            (FrameCoding.ZSTD, self._zstd.compress(content)),
+        ]
+        if len(candidates[1][1]) > len(content) // _NEGLIGIBLE_PART:
+            codec = self._open()[0]
+            if codec.worth_trying(content):
+                payload = codec.encode(content, progress=reporting)
+                candidates.append((FrameCoding.PREDICTOR, payload))
+        coding, payload = min(candidates, key=lambda candidate: len(candidate[1]))
+        reporting.finish()
+        self.counts[coding] += 1
+        return coding, payload
+
+    def _open(self) -> tuple[Codec, Header]:
+        if self._opened is None:
+            self._opened = codec_for_writing(self._options, self._model_progress)
+        return self._opened
+
+
+class FrameDecoder:
+    """Decodes frames of one archive, and checks what comes out."""
+
+    def __init__(
+        self, header: Header | None, threads: int | None, model_progress: ModelProgress | None
+    ) -> None:
+        self._header = header
+        self._threads = threads
+        self._model_progress = model_progress
+        self._codec: Codec | None = None
+
+    def decode(self, frame: EncodedFrame, progress: Progress | None = None) -> bytes:
+        """Return the content of `frame`.
+
+        Raises:
+            FrameDamagedError: the payload does not decode to the content that it should.
+            ModelError: the model that the archive needs cannot be had.
+        """
+        reporting = _FrameProgress(progress, frame.content_bytes)
+        if frame.coding is FrameCoding.RAW:
+            content = frame.payload
+        elif frame.coding is FrameCoding.ZSTD:
+            content = _decode_zstd(frame)
+        else:
+            content = self._decode_predictor(frame, reporting)
+        frame.check_content(content)
+        reporting.finish()
+        return content
+
+    def _decode_predictor(self, frame: EncodedFrame, progress: Progress) -> bytes:
+        if self._codec is None:
+            assert self._header is not None
+            self._codec = codec_for_reading(self._header, self._threads, self._model_progress)
+        try:
+            return self._codec.decode(frame.payload, frame.content_bytes, progress=progress)
+        except DamagedArchiveError as error:
+            raise FrameDamagedError(frame.number, str(error)) from error
+        except payload_errors() as error:
+            raise FrameDamagedError(frame.number, str(error)) from error
+
+
+def _decode_zstd(frame: EncodedFrame) -> bytes:
+    # The content length in zstd's own header decides what is allocated, so it is checked first.
+    try:
+        parameters = zstandard.get_frame_parameters(frame.payload)
+        if parameters.content_size != frame.content_bytes:
+            raise FrameDamagedError(frame.number, "its zstd data has another length")
+        decoder = zstandard.ZstdDecompressor(max_window_size=_LARGEST_ZSTD_WINDOW_BYTES)
+        return decoder.decompress(frame.payload, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise FrameDamagedError(frame.number, f"its zstd data is malformed ({error})") from error
+
+
+class _FrameProgress:
+    """Passes progress on, so that the parts of a frame add up to its length exactly."""
+
+    def __init__(self, progress: Progress | None, content_bytes: int) -> None:
+        self._progress = progress
+        self._left_bytes = content_bytes
+
+    def __call__(self, content_bytes: int) -> None:
+        done_bytes = max(0, min(content_bytes, self._left_bytes))
+        self._left_bytes -= done_bytes
+        if self._progress is not None and done_bytes:
+            self._progress(done_bytes)
+
+    def finish(self) -> None:
+        """Report what has not been reported yet."""
+        self(self._left_bytes)

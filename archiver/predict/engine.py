@@ -1,0 +1,261 @@
+"""The exact transformer: fast kernels around exact matrix products.
+
+    tokens ── embed ── x ─┬─ normalize ── qkv ── project_heads ── attend ── o ──┬─ + ─┐
+                          └─────────────────────────────────────────────────────┘    │ x layers
+                        ┌─┬─ normalize ── gate_up ── gate_and_rotate ── down ── + ─┬──┘
+                        │ └────────────────────────────────────────────────────────┘
+                        └─ normalize ── head ── products over the vocabulary
+
+A whole block of one stream, or one step of many streams, takes the same path; a row's result
+depends on its own stream's earlier tokens only. `archiver.predict.reference` defines the result.
+
+Source: FORMAT.md, section "Predictor arithmetic".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from archiver.errors import InvalidModelError, UsageError
+from archiver.predict.kernels import attention, layers
+from archiver.predict.kernels.products import INNER_MAX, Product, choose_backend
+from archiver.predict.tables import ROTARY_SPAN, activation_rotation, rotary_angles
+from archiver.text.vocabulary import Vocabulary
+from archiver.types import Float32Array, Int8Array, Int32Array, UInt8Array
+
+if TYPE_CHECKING:
+    from archiver.predict.package import Arrays, ModelPackage
+
+ENGINE_VERSION = 1
+STREAM_TOKENS_MAX = ROTARY_SPAN * ROTARY_SPAN  # positions that the rotary tables reach
+VISIBLE_MAX = 1 << 14  # window + sinks below this keep attention's totals in int32
+LOG2_E = float.fromhex("0x1.71547652b82fep+0")
+SCALE_MIN, SCALE_MAX = 2.0**-40, 2.0**8  # keep every product away from denormals and infinity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """A package's configuration; FORMAT.md, "Model packages", defines the fields."""
+
+    architecture: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    norm_epsilon: float
+    tokens: int
+    start_token: int
+
+    @classmethod
+    def of(cls, package: ModelPackage) -> EngineConfig:
+        """The package's configuration.
+
+        Raises:
+            InvalidModelError: a field is missing, unknown or out of range, or an array has not
+                the shape, the type or the scales that the configuration asks for.
+        """
+        try:
+            config = cls(**package.config)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise InvalidModelError(f"the package's configuration is malformed: {error}") from error
+        if config.architecture != "llama":
+            raise InvalidModelError(f"architecture {config.architecture!r} is not supported")
+        config._check_arrays(package.arrays)
+        return config
+
+    def shapes(self) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
+        """Type and shape of every array but the token table's."""
+        width = self.heads * self.head_dim
+        matrices = {"embed": (self.tokens + 1, self.hidden), "head": (self.tokens, self.hidden)}
+        for layer in range(self.layers):
+            matrices |= {
+                f"layers.{layer}.qkv": (width + 2 * self.kv_heads * self.head_dim, self.hidden),
+                f"layers.{layer}.o": (self.hidden, width),
+                f"layers.{layer}.gate_up": (2 * self.ffn, self.hidden),
+                f"layers.{layer}.down": (self.hidden, self.ffn),
+            }
+        table = (ROTARY_SPAN, self.head_dim // 2, 2)
+        result: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
+            "rotary.fine": (np.float64, table),
+            "rotary.coarse": (np.float64, table),
+        }
+        for name, shape in matrices.items():
+            result[f"{name}.codes"] = (np.int8, shape)
+            result[f"{name}.scales"] = (np.float32, shape[:1])
+        return result
+
+    def _check_arrays(self, arrays: Arrays) -> None:
+        for name, (dtype, shape) in self.shapes().items():
+            array = arrays.get(name)
+            if array is None or array.dtype != dtype or array.shape != shape:
+                raise InvalidModelError(f"the package's array {name!r} is missing or malformed")
+            if name.endswith(".scales") and not ((array >= SCALE_MIN) & (array <= SCALE_MAX)).all():
+                raise InvalidModelError(f"the package's array {name!r} has scales out of range")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One transformer layer's products and their weight scales, float32 [outputs]."""
+
+    qkv: Product
+    qkv_scales: Float32Array
+    o: Product
+    o_scales: Float32Array
+    gate_up: Product
+    gate_up_scales: Float32Array
+    down: Product
+    down_scales: Float32Array
+
+
+class Engine:
+    """A model package ready to run; holds no state of any stream and may serve many threads."""
+
+    def __init__(
+        self, package: ModelPackage, *, window: int, sinks: int, matmul: str | None = None
+    ) -> None:
+        """Prepare the weights for the fastest exact matrix product of this machine.
+
+        Args:
+            window: tokens that a position sees, itself included; sinks: first positions of a
+                stream that every later one sees as well.
+            matmul: force one backend (see `choose_backend`).
+
+        Raises:
+            UsageError: window or sinks out of range. InvalidModelError: a malformed package.
+        """
+        if not (1 <= window and 0 <= sinks and window + sinks < VISIBLE_MAX):
+            raise UsageError(
+                f"window {window} with {sinks} sinks: the sum must stay below {VISIBLE_MAX}"
+            )
+        config = EngineConfig.of(package)
+        self.window, self.sinks = window, sinks
+        self.hidden, self.ffn = config.hidden, config.ffn
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.epsilon = config.norm_epsilon
+        self.start_token = config.start_token
+        arrays = package.arrays
+        attention_width = self.heads * self.head_dim
+        inner_sizes = {self.hidden, attention_width, self.ffn}
+        if max(inner_sizes) > INNER_MAX:
+            raise InvalidModelError(f"sums of more than {INNER_MAX} products")
+        self.backend = choose_backend(inner_sizes, matmul)
+        self.embed_codes: Int8Array = arrays["embed.codes"]
+        self.embed_scales: Float32Array = np.array(arrays["embed.scales"])
+        self.head = self.backend(arrays["head.codes"])
+        self.head_scales: Float32Array = np.array(arrays["head.scales"])
+        self.layers = []
+        for number in range(config.layers):
+            parts: dict[str, object] = {}
+            for name in ("qkv", "o", "gate_up", "down"):
+                parts[name] = self.backend(arrays[f"layers.{number}.{name}.codes"])
+                parts[f"{name}_scales"] = np.array(arrays[f"layers.{number}.{name}.scales"])
+            self.layers.append(Layer(**parts))  # type: ignore[arg-type]
+        self.vocabulary = Vocabulary.build(
+            np.array(arrays["tokens.data"]),
+            np.array(arrays["tokens.offsets"]),
+            np.array(arrays["tokens.rank_of_id"]),
+        )
+        self._rotary = (np.array(arrays["rotary.fine"]), np.array(arrays["rotary.coarse"]))
+        self.span, self.signs = activation_rotation(self.ffn)
+        self.logit_unit = np.float32(LOG2_E / np.sqrt(float(self.head_dim)))
+
+    def rotary(self, positions: int) -> tuple[Float32Array, Float32Array]:
+        """Cosines and sines of the first `positions` positions, float32 [positions, head_dim/2]."""
+        return rotary_angles(*self._rotary, positions)
+
+    def products(self, codes: Int8Array) -> Float32Array:
+        """The head's products, float32 [rows, vocabulary]; codes int8 [rows, hidden]."""
+        return self.head(codes)
+
+
+class Session:
+    """The state of some streams that advance together: their keys and values."""
+
+    def __init__(self, engine: Engine, *, streams: int, tokens: int, steps: int) -> None:
+        """Empty caches for `streams` streams.
+
+        Args:
+            tokens: the longest stream's length, at most STREAM_TOKENS_MAX.
+            steps: the most tokens a stream that one call of `advance` brings.
+        """
+        assert 1 <= tokens <= STREAM_TOKENS_MAX
+        self.engine = engine
+        self.streams = streams
+        self.position = 0
+        limit = min(tokens, engine.window + steps + 16)
+        ring = -(-limit // 16) * 16
+        sink_ring = max(16, -(-engine.sinks // 16) * 16)
+        kv_heads, head_dim = engine.kv_heads, engine.head_dim
+
+        def cache(slots: int) -> tuple[UInt8Array, Int8Array, Float32Array, Float32Array]:
+            shape = (streams, kv_heads, slots * head_dim)
+            scales = (streams, kv_heads, slots)
+            return (
+                np.zeros(shape, np.uint8),
+                np.zeros(shape, np.int8),
+                np.zeros(scales, np.float32),
+                np.zeros(scales, np.float32),
+            )
+
+        self._cache = [cache(ring) for _ in engine.layers]
+        self._sinks = [cache(sink_ring) for _ in engine.layers]
+        self._cosines, self._sines = engine.rotary(max(tokens, engine.window + engine.sinks))
+
+    def advance(self, tokens: Int32Array) -> tuple[Int8Array, Float32Array]:
+        """Every stream is `steps` tokens further.
+
+        Args:
+            tokens: int32 [streams, steps], embedding rows.
+
+        Returns:
+            the normalized last hidden states, stream by stream: int8 codes
+            [streams * steps, hidden] and their scales, float32 [streams * steps].
+        """
+        engine = self.engine
+        streams, steps = tokens.shape
+        assert streams == self.streams
+        rows = streams * steps
+        row_stream = np.repeat(np.arange(streams, dtype=np.int32), steps)
+        row_position = np.tile(
+            np.arange(self.position, self.position + steps, dtype=np.int32), streams
+        )
+        heads, head_dim = engine.heads, engine.head_dim
+        x = np.empty((rows, engine.hidden), np.float32)
+        codes = np.empty((rows, engine.hidden), np.int8)
+        scales = np.empty(rows, np.float32)
+        query = np.empty((rows, heads, head_dim), np.int8)
+        query_scale = np.empty((rows, heads), np.float32)
+        sink_query = np.empty_like(query)
+        sink_query_scale = np.empty_like(query_scale)
+        attended = np.empty((rows, heads * head_dim), np.float32)
+        attended_codes = np.empty((rows, heads * head_dim), np.int8)
+        gated_codes = np.empty((rows, engine.ffn), np.int8)
+
+        layers.embed(tokens.reshape(-1), engine.embed_codes, engine.embed_scales, x)
+        for layer, cache, sinks in zip(engine.layers, self._cache, self._sinks, strict=True):
+            layers.normalize(x, engine.epsilon, codes, scales)
+            layers.project_heads(
+                layer.qkv(codes), scales, layer.qkv_scales, self._cosines, self._sines,
+                row_stream, row_position, engine.window, engine.sinks, query, query_scale,
+                sink_query, sink_query_scale, *cache, *sinks, engine.logit_unit,
+            )  # fmt: skip
+            attention.attend(
+                query, query_scale, sink_query, sink_query_scale, *cache, *sinks,
+                row_stream, row_position, engine.window, engine.sinks, attended,
+            )  # fmt: skip
+            layers.quantize_rows(attended, attended_codes, scales)
+            layers.add_product(x, layer.o(attended_codes), scales, layer.o_scales)
+            layers.normalize(x, engine.epsilon, codes, scales)
+            layers.gate_and_rotate(
+                layer.gate_up(codes), scales, layer.gate_up_scales, engine.span, engine.signs,
+                gated_codes, scales,
+            )  # fmt: skip
+            layers.add_product(x, layer.down(gated_codes), scales, layer.down_scales)
+        layers.normalize(x, engine.epsilon, codes, scales)
+        self.position += steps
+        return codes, scales

@@ -1,0 +1,132 @@
+"""From the head's products to the probability of each binary decision.
+
+The vocabulary is sorted by byte strings, so a decision splits a contiguous range of ranks
+[first, end) at `split`: the right part's share of the range's weight is the probability of a 1.
+Sums of integer weights are looked up through totals of tiles.
+
+Source: FORMAT.md, section "From logits to decisions".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from archiver.predict.kernels.elementary import (
+    KERNEL_OPTIONS,
+    exp2_nonpositive,
+    float_of_key,
+    order_key,
+)
+
+TILE_RANKS = 64
+WEIGHT_SCALE = np.float32(1 << 30)
+PROBABILITY_BITS = 22
+PROBABILITY_ONE = 1 << PROBABILITY_BITS
+
+
+@njit(**KERNEL_OPTIONS)
+def _weigh_logits(product, scale, head_scales, logits):  # type: ignore[no-untyped-def]
+    best = np.int32(-(2**31))
+    for j in range(logits.shape[0]):
+        z = product[j] * (scale * head_scales[j])
+        logits[j] = z
+        best = max(best, order_key(z))
+    return best
+
+
+@njit(**KERNEL_OPTIONS)
+def _weights(logits, top, weights):  # type: ignore[no-untyped-def]
+    for j in range(weights.shape[0]):
+        weights[j] = np.int32(exp2_nonpositive(logits[j] - top) * WEIGHT_SCALE) + np.int32(1)
+
+
+@njit(**KERNEL_OPTIONS)
+def _tile_total(weights):  # type: ignore[no-untyped-def]
+    total = np.int64(0)
+    for j in range(weights.shape[0]):
+        total += np.int64(weights[j])
+    return total
+
+
+@njit(**KERNEL_OPTIONS)
+def weigh_vocabulary(product, scale, head_scales, logits, weights,
+                     cumulative):  # type: ignore[no-untyped-def]
+    """weights[rank] is the rank's integer weight, cumulative[t] the weight of ranks < 64 t.
+
+    Args:
+        product: float32 [ranks]; scale: float32; head_scales: float32 [ranks], log2(e) folded in.
+        logits: float32 [ranks], scratch.
+        weights: int32 [ranks], each in 1 .. 2^30 + 1, so that a total is below 2^62.
+        cumulative: int64 [ceil(ranks / 64) + 1].
+    """
+    top = float_of_key(_weigh_logits(product, scale, head_scales, logits))
+    _weights(logits, top, weights)
+    total = np.int64(0)
+    ranks = weights.shape[0]
+    for tile in range(cumulative.shape[0] - 1):
+        cumulative[tile] = total
+        total += _tile_total(weights[tile * TILE_RANKS : min(ranks, (tile + 1) * TILE_RANKS)])
+    cumulative[cumulative.shape[0] - 1] = total
+
+
+@njit(**KERNEL_OPTIONS)
+def weight_below(rank, weights, cumulative):  # type: ignore[no-untyped-def]
+    """The total weight of all ranks below `rank`, int64."""
+    tile = rank >> 6
+    return cumulative[tile] + _tile_total(weights[tile << 6 : rank])
+
+
+@njit(**KERNEL_OPTIONS)
+def split_probability(left, right):  # type: ignore[no-untyped-def]
+    """P(1) in units of 2^-22, in 1 .. 2^22 - 1, where weights `left` stand for 0, `right` for 1.
+
+    Both are positive and their sum is below 2^53, so the conversions are exact and the quotient
+    is rounded once.
+    """
+    share = np.float64(right) / np.float64(left + right)
+    return min(max(np.int64(share * np.float64(PROBABILITY_ONE)), 1), PROBABILITY_ONE - 1)
+
+
+@njit(**KERNEL_OPTIONS)
+def path_probabilities(products, scales, head_scales, ranks, splits, left, right, probabilities,
+                       counts):  # type: ignore[no-untyped-def]
+    """The model's probabilities along each row's own path, one after the other.
+
+    Args:
+        products: float32 [rows, vocabulary]; scales: float32 [rows].
+        ranks: int32 [rows], the token that each row predicts, or -1 for none.
+        splits, left, right: int32 [nodes], the decision tree (see `Vocabulary`).
+        probabilities: uint32, large enough; counts: int32 [rows], decisions of each row.
+
+    Returns:
+        how many probabilities were written.
+    """
+    size = head_scales.shape[0]
+    logits = np.empty(size, np.float32)
+    weights = np.empty(size, np.int32)
+    cumulative = np.empty((size + TILE_RANKS - 1) // TILE_RANKS + 1, np.int64)
+    written = 0
+    for row in range(ranks.shape[0]):
+        rank = ranks[row]
+        counts[row] = 0
+        if rank < 0:
+            continue
+        weigh_vocabulary(products[row], scales[row], head_scales, logits, weights, cumulative)
+        begin = np.int64(0)
+        end = cumulative[cumulative.shape[0] - 1]
+        node = np.int32(0) if size > 1 else np.int32(-1)
+        start = written
+        while node >= 0:
+            split = splits[node]
+            middle = weight_below(split, weights, cumulative)
+            probabilities[written] = split_probability(middle - begin, end - middle)
+            written += 1
+            if rank >= split:
+                begin = middle
+                node = right[node]
+            else:
+                end = middle
+                node = left[node]
+        counts[row] = written - start
+    return written

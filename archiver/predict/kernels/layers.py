@@ -1,0 +1,255 @@
+"""What lies between the matrix products of a transformer layer: norms, rotations, activations.
+
+Every kernel works row by row, so that a row's result depends on nothing else in the batch, and
+returns int8 codes with one binary32 scale a row (or a row and head): value = code * scale.
+
+Source: FORMAT.md, section "Predictor arithmetic".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from archiver.predict.kernels.attention import store_key_value
+from archiver.predict.kernels.elementary import (
+    KERNEL_OPTIONS,
+    bits_to_float,
+    exp2_nonpositive,
+    float_to_bits,
+    magnitude_key,
+    round_to_int,
+)
+
+CODE_MAX = np.float32(127.0)
+LEAST_MAGNITUDE = np.float32(2.0**-40)  # scales stay far from denormals
+SQUARE_ONE = np.float32(32767.0)  # full scale of the fixed-point copy whose squares are summed
+LOG2_E = np.float32(float.fromhex("0x1.715476p+0"))
+SIGN_BIT = np.int32(-(2**31))
+
+
+@njit(**KERNEL_OPTIONS)
+def greatest_magnitude(x):  # type: ignore[no-untyped-def]
+    """max(2^-40, max |x|) of a binary32 vector."""
+    best = np.int32(0)
+    for j in range(x.shape[0]):
+        best = max(best, magnitude_key(x[j]))
+    return max(bits_to_float(best), LEAST_MAGNITUDE)
+
+
+@njit(**KERNEL_OPTIONS)
+def quantize(x, magnitude, codes):  # type: ignore[no-untyped-def]
+    """codes = round(x * (127 / magnitude)), |codes| <= 127, for |x| <= magnitude."""
+    to_code = CODE_MAX / magnitude
+    for j in range(x.shape[0]):
+        codes[j] = np.int8(round_to_int(x[j] * to_code))
+
+
+@njit(**KERNEL_OPTIONS)
+def _square_sum(x, to_fixed):  # type: ignore[no-untyped-def]
+    """Sum of squares of round(x * to_fixed) in int64; each term is below 2^30."""
+    total = np.int64(0)
+    for j in range(x.shape[0]):
+        fixed = round_to_int(x[j] * to_fixed)
+        total += np.int64(fixed) * np.int64(fixed)
+    return total
+
+
+@njit(**KERNEL_OPTIONS)
+def embed(tokens, embed_codes, embed_scales, x):  # type: ignore[no-untyped-def]
+    """x[row] = the embedding of tokens[row]; tokens int32 [rows], x float32 [rows, hidden]."""
+    for row in range(tokens.shape[0]):
+        token = tokens[row]
+        scale = embed_scales[token]
+        for j in range(x.shape[1]):
+            x[row, j] = np.float32(embed_codes[token, j]) * scale
+
+
+@njit(**KERNEL_OPTIONS)
+def normalize(x, epsilon, codes, scales):  # type: ignore[no-untyped-def]
+    """codes * scales = x / sqrt(mean(x^2) + epsilon), row by row; gains live in the weights.
+
+    Args:
+        x: float32 [rows, hidden]; epsilon: float64.
+        codes: int8 [rows, hidden]; scales: float32 [rows].
+    """
+    hidden = x.shape[1]
+    for row in range(x.shape[0]):
+        magnitude = greatest_magnitude(x[row])
+        quantize(x[row], magnitude, codes[row])
+        total = _square_sum(x[row], SQUARE_ONE / magnitude)
+        unit = np.float64(magnitude) / np.float64(SQUARE_ONE)
+        mean = ((np.float64(total) * unit) * unit) / np.float64(hidden)
+        root = np.sqrt(mean + epsilon)
+        scales[row] = np.float32((np.float64(magnitude) / 127.0) / root)
+
+
+@njit(**KERNEL_OPTIONS)
+def add_product(x, product, scales, weight_scales):  # type: ignore[no-untyped-def]
+    """x += product * scales * weight_scales; x, product float32 [rows, hidden]."""
+    for row in range(x.shape[0]):
+        scale = scales[row]
+        for j in range(x.shape[1]):
+            x[row, j] += product[row, j] * (scale * weight_scales[j])
+
+
+@njit(**KERNEL_OPTIONS)
+def _unscale(product, scale, weight_scales, y):  # type: ignore[no-untyped-def]
+    for j in range(y.shape[0]):
+        y[j] = product[j] * (scale * weight_scales[j])
+
+
+@njit(**KERNEL_OPTIONS)
+def _rotate(y, cosines, sines, out):  # type: ignore[no-untyped-def]
+    """out = y with its half-split pairs (d, d + head_dim/2) turned by the position's angles."""
+    half = cosines.shape[0]
+    for d in range(half):
+        out[d] = y[d] * cosines[d] - y[half + d] * sines[d]
+    for d in range(half):
+        out[half + d] = y[half + d] * cosines[d] + y[d] * sines[d]
+
+
+@njit(**KERNEL_OPTIONS)
+def project_heads(product, scales, weight_scales, cosines, sines, row_stream, row_position,
+                  window, sinks, query, query_scale, sink_query, sink_query_scale, keys, values,
+                  key_scales, value_scales, sink_keys, sink_values, sink_key_scales,
+                  sink_value_scales, logit_unit):  # type: ignore[no-untyped-def]
+    """Queries are rotated and coded, keys and values lie in the cache (and in the sinks').
+
+    Args:
+        product: float32 [rows, (heads + 2 kv_heads) * head_dim], the product with the joined
+            query, key and value weights; scales: float32 [rows].
+        cosines, sines: float32 [positions, head_dim / 2].
+        logit_unit: float32, log2(e) / sqrt(head_dim), folded into the queries' scales.
+        The rest as in `attend`.
+    """
+    rows, heads, head_dim = query.shape
+    kv_heads = keys.shape[1]
+    ring = key_scales.shape[2]
+    y = np.empty(product.shape[1], np.float32)
+    turned = np.empty(head_dim, np.float32)
+    key_code = np.empty(head_dim, np.int8)
+    value_code = np.empty(head_dim, np.int8)
+    sink_limit = window + sinks - 1
+    for row in range(rows):
+        s = row_stream[row]
+        p = row_position[row]
+        _unscale(product[row], scales[row], weight_scales, y)
+        for head in range(heads):
+            part = y[head * head_dim : (head + 1) * head_dim]
+            _rotate(part, cosines[p], sines[p], turned)
+            magnitude = greatest_magnitude(turned)
+            quantize(turned, magnitude, query[row, head])
+            query_scale[row, head] = (magnitude / CODE_MAX) * logit_unit
+            if p > sink_limit:
+                _rotate(part, cosines[sink_limit], sines[sink_limit], turned)
+                magnitude = greatest_magnitude(turned)
+                quantize(turned, magnitude, sink_query[row, head])
+                sink_query_scale[row, head] = (magnitude / CODE_MAX) * logit_unit
+            else:
+                sink_query[row, head] = query[row, head]
+                sink_query_scale[row, head] = query_scale[row, head]
+        for kv in range(kv_heads):
+            start = (heads + kv) * head_dim
+            _rotate(y[start : start + head_dim], cosines[p], sines[p], turned)
+            key_magnitude = greatest_magnitude(turned)
+            quantize(turned, key_magnitude, key_code)
+            start = (heads + kv_heads + kv) * head_dim
+            part = y[start : start + head_dim]
+            value_magnitude = greatest_magnitude(part)
+            quantize(part, value_magnitude, value_code)
+            key_scale = key_magnitude / CODE_MAX
+            value_scale = value_magnitude / CODE_MAX
+            store_key_value(key_code, value_code, key_scale, value_scale, keys[s, kv],
+                            values[s, kv], key_scales[s, kv], value_scales[s, kv], p % ring)
+            if p < sinks:
+                store_key_value(key_code, value_code, key_scale, value_scale, sink_keys[s, kv],
+                                sink_values[s, kv], sink_key_scales[s, kv],
+                                sink_value_scales[s, kv], p)
+
+
+@njit(**KERNEL_OPTIONS)
+def quantize_rows(x, codes, scales):  # type: ignore[no-untyped-def]
+    """codes * scales = x row by row; x float32 [rows, n], codes int8 [rows, n]."""
+    for row in range(x.shape[0]):
+        magnitude = greatest_magnitude(x[row])
+        quantize(x[row], magnitude, codes[row])
+        scales[row] = magnitude / CODE_MAX
+
+
+@njit(**KERNEL_OPTIONS)
+def _gate(product, scale, weight_scales, gated):  # type: ignore[no-untyped-def]
+    """gated = silu(gate) * up, where the product holds gate and up side by side."""
+    n = gated.shape[0]
+    gates = product[:n]
+    ups = product[n:]
+    gate_scales = weight_scales[:n]
+    up_scales = weight_scales[n:]
+    for j in range(n):
+        gate = gates[j] * (scale * gate_scales[j])
+        up = ups[j] * (scale * up_scales[j])
+        power = bits_to_float(float_to_bits(gate * LOG2_E) | SIGN_BIT)  # -|gate| log2(e)
+        e = exp2_nonpositive(power)
+        one_or_e = np.float32(1.0) if gate >= np.float32(0.0) else e
+        gated[j] = (gate * (one_or_e / (np.float32(1.0) + e))) * up
+
+
+@njit(**KERNEL_OPTIONS)
+def _butterflies(x, span):  # type: ignore[no-untyped-def]
+    """Every aligned run of `span` (a power of two) becomes its Walsh-Hadamard transform."""
+    step = 1
+    while step < span:
+        for start in range(0, x.shape[0], 2 * step):
+            a = x[start : start + step]
+            b = x[start + step : start + 2 * step]
+            for j in range(step):
+                u = a[j]
+                w = b[j]
+                a[j] = u + w
+                b[j] = u - w
+        step *= 2
+
+
+@njit(**KERNEL_OPTIONS)
+def _mix_runs(x, signs, mixed):  # type: ignore[no-untyped-def]
+    """Run i of mixed = sum over k of signs[i, k] * run k of x, added in the order of k."""
+    order = signs.shape[0]
+    span = x.shape[0] // order
+    for i in range(order):
+        target = mixed[i * span : (i + 1) * span]
+        for j in range(span):
+            target[j] = np.float32(signs[i, 0]) * x[j]
+        for k in range(1, order):
+            source = x[k * span : (k + 1) * span]
+            sign = np.float32(signs[i, k])
+            for j in range(span):
+                target[j] += sign * source[j]
+
+
+@njit(**KERNEL_OPTIONS)
+def gate_and_rotate(product, scales, weight_scales, span, signs, codes,
+                    code_scales):  # type: ignore[no-untyped-def]
+    """codes * code_scales = Hadamard(silu(gate) * up), row by row.
+
+    The rotation spreads the activation's outliers over all channels, so that 8 bits suffice;
+    its inverse is folded into the down projection's weights.
+
+    Args:
+        product: float32 [rows, 2 * ffn], gate then up; scales: float32 [rows].
+        span: the power of two that butterflies cover.
+        signs: int8 [order, order], a Hadamard matrix over runs of `span`; order 1 for none.
+        codes: int8 [rows, ffn]; code_scales: float32 [rows].
+    """
+    ffn = codes.shape[1]
+    gated = np.empty(ffn, np.float32)
+    mixed = np.empty(ffn, np.float32)
+    for row in range(product.shape[0]):
+        _gate(product[row], scales[row], weight_scales, gated)
+        _butterflies(gated, span)
+        result = gated
+        if signs.shape[0] > 1:
+            _mix_runs(gated, signs, mixed)
+            result = mixed
+        magnitude = greatest_magnitude(result)
+        quantize(result, magnitude, codes[row])
+        code_scales[row] = magnitude / CODE_MAX

