@@ -33,7 +33,7 @@ from archiver.commands.arguments import (
 )
 from archiver.commands.console import Reporter
 from archiver.commands.models import model as model_commands
-from archiver.errors import ArchiverError, DamagedArchiveError
+from archiver.errors import ArchiverError, DamagedArchiveError, UsageError
 from archiver.options import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_MODEL,
@@ -115,16 +115,19 @@ def compress(
     check_outputs(files, output, to_stdout)
     if (to_stdout or output == STANDARD_STREAM) and len(files) > 1:
         raise click.UsageError("several archives cannot be joined on standard output")
+    try:
+        options = CompressOptions(
+            model=model,
+            threads=threads or None,
+            window_tokens=window,
+            frame_bytes=frame_size,
+            chunk_tokens=chunk_tokens,
+        )
+    except UsageError as error:
+        raise click.UsageError(str(error)) from error
     reporter = Reporter(quiet=quiet, verbose=verbose)
     for name in files:
         with reporter.errors_of(shown(name)):
-            options = CompressOptions(
-                model=model,
-                threads=threads or None,
-                window_tokens=window,
-                frame_bytes=frame_size,
-                chunk_tokens=chunk_tokens,
-            )
             target = output_of(name, output, to_stdout, lambda name: name + SUFFIX)
             _compress_file(reporter, name, target, options, force)
     ctx.exit(reporter.exit_code)

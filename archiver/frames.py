@@ -7,8 +7,9 @@ The codec and the model are opened only when a frame needs them.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import zstandard
 
@@ -16,6 +17,9 @@ from archiver.container import EncodedFrame, FrameCoding, Header
 from archiver.container.reader import read_up_to
 from archiver.errors import DamagedArchiveError, FrameDamagedError
 from archiver.options import CompressOptions
+
+if TYPE_CHECKING:
+    from archiver.predict.package import ModelPackage
 
 ZSTD_LEVEL = 19
 # zstd needs no window larger than a frame: 2^24 bytes.
@@ -58,14 +62,8 @@ def codec_for_writing(
 
     package = registry.resolve(options.model, progress=model_progress)
     predictor, mixer = codec.settings_for(package, options)
-    opened = codec.open_codec(
-        predictor,
-        mixer,
-        package=package,
-        threads=options.threads,
-        chunk_tokens=options.chunk_tokens,
-    )
-    return opened, Header(predictor=predictor, mixer=mixer)
+    header = Header(predictor=predictor, mixer=mixer)
+    return _opened(header, package, options.threads, options.chunk_tokens), header
 
 
 def codec_for_reading(
@@ -77,16 +75,39 @@ def codec_for_reading(
         ModelError: the model cannot be had.
         UnsupportedVersionError: the engine's or the mixer's version is unknown.
     """
-    from archiver import codec
     from archiver.predict import registry
 
     assert header.predictor is not None
-    assert header.mixer is not None
     fingerprint = header.predictor.package_fingerprint
     package = registry.resolve_fingerprint(fingerprint, progress=model_progress)
-    return codec.open_codec(
-        header.predictor, header.mixer, package=package, threads=threads, chunk_tokens=None
-    )
+    return _opened(header, package, threads, None)
+
+
+# Opening a model takes seconds. Each thread keeps the codec that it opened last, because many
+# files in a row want the same one, and a codec serves one thread at a time.
+_kept = threading.local()
+
+
+def _opened(
+    header: Header, package: ModelPackage, threads: int | None, chunk_tokens: int | None
+) -> Codec:
+    from archiver import codec
+
+    assert header.predictor is not None
+    assert header.mixer is not None
+    key = (header, package.fingerprint, threads, chunk_tokens)
+    if getattr(_kept, "key", None) != key:
+        _kept.key = _kept.codec = None  # two models need not fit in memory
+        _kept.codec = codec.open_codec(
+            header.predictor,
+            header.mixer,
+            package=package,
+            threads=threads,
+            chunk_tokens=chunk_tokens,
+        )
+        _kept.key = key
+    kept: Codec = _kept.codec
+    return kept
 
 
 def payload_errors() -> tuple[type[Exception], ...]:

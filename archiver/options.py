@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from archiver.container.layout import LARGEST_WINDOW_TOKENS
 from archiver.errors import UsageError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -14,7 +15,6 @@ DEFAULT_FRAME_BYTES = 1 << 20
 SMALLEST_FRAME_BYTES = 1 << 12
 LARGEST_FRAME_BYTES = 1 << 24
 SMALLEST_WINDOW_TOKENS = 16
-LARGEST_WINDOW_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

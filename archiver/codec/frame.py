@@ -21,11 +21,16 @@ import numpy as np
 from archiver.codec import symbols as loop
 from archiver.codec.workers import ModelWorkers
 from archiver.coding import range_coder
-from archiver.container.layout import MixerSection, PredictorSection
+from archiver.container.layout import (
+    LARGEST_STREAM_TOKENS,
+    LARGEST_STREAMS,
+    MixerSection,
+    PredictorSection,
+)
 from archiver.container.varint import MalformedError, decode_varint, encode_varint
 from archiver.errors import LimitExceededError, UnsupportedVersionError
 from archiver.mixing.mixer import MIXER_VERSION
-from archiver.predict.engine import ENGINE_VERSION, STREAM_TOKENS_MAX, Engine
+from archiver.predict.engine import ENGINE_VERSION, Engine
 from archiver.text.framing import symbols_of
 from archiver.text.tokenizer import TextTokenizer
 from archiver.types import Int64Array, Progress
@@ -34,7 +39,6 @@ if TYPE_CHECKING:
     from archiver.options import CompressOptions
     from archiver.predict.package import ModelPackage
 
-STREAMS_MAX = 1024
 CACHE_BYTES_MAX = 64 << 30
 SINK_TOKENS = 4
 HAS_ESCAPES = 1  # flag of the payload
@@ -85,8 +89,8 @@ def plan_streams(symbols: int, chunk_tokens: int | None) -> StreamPlan:
     """The streams of a frame, by the chunk length asked for or by the frame's length."""
     if chunk_tokens is None:
         chunk_tokens = max(CHUNK_TOKENS_MIN, -(-symbols // STREAMS_TARGET))
-    chunk_tokens = min(chunk_tokens, STREAM_TOKENS_MAX)
-    return StreamPlan(symbols=symbols, streams=min(-(-symbols // chunk_tokens), STREAMS_MAX))
+    chunk_tokens = min(chunk_tokens, LARGEST_STREAM_TOKENS)
+    return StreamPlan(symbols=symbols, streams=min(-(-symbols // chunk_tokens), LARGEST_STREAMS))
 
 
 class FrameCodec:
@@ -204,12 +208,12 @@ class FrameCodec:
             raise PayloadError("its parameters are malformed") from error
         if not 1 <= count <= content_bytes:
             raise PayloadError(f"{count} symbols cannot stand for {content_bytes} bytes")
-        if not 1 <= streams <= min(count, STREAMS_MAX):
+        if not 1 <= streams <= min(count, LARGEST_STREAMS):
             raise PayloadError(f"{streams} streams for {count} symbols")
         if flags & ~HAS_ESCAPES:
             raise PayloadError(f"unknown flags {flags:#04x}")
         plan = StreamPlan(symbols=count, streams=streams)
-        if plan.steps > STREAM_TOKENS_MAX:
+        if plan.steps > LARGEST_STREAM_TOKENS:
             raise PayloadError(f"a stream of {plan.steps} symbols")
         needed = self._workers.cache_bytes(streams, plan.steps)
         if needed > CACHE_BYTES_MAX:

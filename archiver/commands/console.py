@@ -22,6 +22,19 @@ BROKEN_PIPE, INTERNAL_ERROR = 141, 70
 _log = logging.getLogger(__name__)
 
 
+class _EchoHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"llmzip: {self.format(record)}", err=True)
+
+
+def _show_log(level: int) -> None:
+    """Let the library's log be seen from `level` up."""
+    log = logging.getLogger("archiver")
+    log.setLevel(level)
+    if not any(isinstance(handler, _EchoHandler) for handler in log.handlers):
+        log.addHandler(_EchoHandler())
+
+
 class Reporter:
     """Says on standard error what happens to the files, one after the other.
 
@@ -34,8 +47,7 @@ class Reporter:
         self.verbose = verbose
         self.exit_code = 0
         self._shows_progress = not quiet and sys.stderr.isatty()
-        levels = {0: logging.WARNING, 1: logging.INFO}
-        logging.basicConfig(format="llmzip: %(message)s", level=levels.get(verbose, logging.DEBUG))
+        _show_log({0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG))
 
     def say(self, message: str) -> None:
         """Print a line, unless -q was given."""

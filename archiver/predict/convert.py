@@ -25,7 +25,8 @@ import numpy as np
 from archiver.errors import InvalidModelError
 from archiver.predict.engine import LOG2_E, SCALE_MAX, SCALE_MIN
 from archiver.predict.tables import (
-    activation_rotation_matrix,
+    activation_rotation,
+    activation_span,
     hadamard,
     rotary_tables,
     rotation,
@@ -87,6 +88,8 @@ def convert(
     hidden, heads, kv_heads, head_dim = (
         config.hidden, config.heads, config.kv_heads, config.head_dim,
     )  # fmt: skip
+    if activation_span(config.ffn) < 16:
+        raise InvalidModelError(f"a feed-forward size of {config.ffn} is not a multiple of 16")
     if head_dim % 16 or heads % kv_heads:
         raise InvalidModelError(
             f"heads of {head_dim} dimensions ({heads} query, {kv_heads} key/value heads): the "
@@ -97,8 +100,7 @@ def convert(
     head_terms = head_dim
     if head_signs is None:
         head_signs, head_terms = np.eye(head_dim, dtype=np.int8), 1
-    down_signs, down_terms = activation_rotation_matrix(config.ffn)
-    down_back = np.ascontiguousarray(down_signs.T)
+    down_signs, down_terms = activation_rotation(config.ffn)
 
     data, offsets, rank_of_id = sort_tokens(source.token_bytes)
     id_of_rank = np.full(len(offsets) - 1, -1, np.int64)
@@ -152,7 +154,7 @@ def convert(
         joined = np.concatenate([tensor(f"{name}.gate"), tensor(f"{name}.up")])
         put(f"{name}.gate_up", turn(joined * gain))
         # The running rotation is not divided by sqrt(terms), so the weights are, twice.
-        down = rotate_right(tensor(f"{name}.down"), down_back, down_terms)
+        down = rotate_right(tensor(f"{name}.down"), down_signs, down_terms)
         put(f"{name}.down", turn_back(down / math.sqrt(down_terms)))
     if progress:
         progress("converting", config.layers, config.layers)

@@ -7,13 +7,15 @@
                         └─ normalize ── head ── products over the vocabulary
 
 A whole block of one stream, or one step of many streams, takes the same path; a row's result
-depends on its own stream's earlier tokens only. `archiver.predict.reference` defines the result.
+depends on its own stream's earlier tokens only. FORMAT.md defines the result, and
+`tests/reference` is a slow decoder written from it.
 
 Source: FORMAT.md, section "Predictor arithmetic".
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +24,7 @@ import numpy as np
 from archiver.errors import InvalidModelError, UsageError
 from archiver.predict.kernels import attention, layers
 from archiver.predict.kernels.products import INNER_MAX, Product, choose_backend
-from archiver.predict.tables import ROTARY_SPAN, activation_rotation, rotary_angles
+from archiver.predict.tables import ROTARY_SPAN, activation_span, rotary_angles
 from archiver.text.vocabulary import Vocabulary
 from archiver.types import Float32Array, Int8Array, Int32Array, UInt8Array
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from archiver.predict.package import Arrays, ModelPackage
 
 ENGINE_VERSION = 1
-STREAM_TOKENS_MAX = ROTARY_SPAN * ROTARY_SPAN  # positions that the rotary tables reach
+STREAM_TOKENS_MAX = ROTARY_SPAN * ROTARY_SPAN  # positions that the rotary tables reach: 65,536
 VISIBLE_MAX = 1 << 14  # window + sinks below this keep attention's totals in int32
 LOG2_E = float.fromhex("0x1.71547652b82fep+0")
 SCALE_MIN, SCALE_MAX = 2.0**-40, 2.0**8  # keep every product away from denormals and infinity
@@ -112,6 +114,14 @@ class Layer:
     down_scales: Float32Array
 
 
+def aligned_zeros(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """Zeros that begin at a multiple of 64 bytes: no vector load crosses a cache line."""
+    count = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(count + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + count].view(dtype).reshape(shape)
+
+
 class Engine:
     """A model package ready to run; holds no state of any stream and may serve many threads."""
 
@@ -161,7 +171,7 @@ class Engine:
             np.array(arrays["tokens.rank_of_id"]),
         )
         self._rotary = (np.array(arrays["rotary.fine"]), np.array(arrays["rotary.coarse"]))
-        self.span, self.signs = activation_rotation(self.ffn)
+        self.span = activation_span(self.ffn)
         self.logit_unit = np.float32(LOG2_E / np.sqrt(float(self.head_dim)))
 
     def rotary(self, positions: int) -> tuple[Float32Array, Float32Array]:
@@ -196,10 +206,10 @@ class Session:
             shape = (streams, kv_heads, slots * head_dim)
             scales = (streams, kv_heads, slots)
             return (
-                np.zeros(shape, np.uint8),
-                np.zeros(shape, np.int8),
-                np.zeros(scales, np.float32),
-                np.zeros(scales, np.float32),
+                aligned_zeros(shape, np.uint8),
+                aligned_zeros(shape, np.int8),
+                aligned_zeros(scales, np.float32),
+                aligned_zeros(scales, np.float32),
             )
 
         self._cache = [cache(ring) for _ in engine.layers]
@@ -252,8 +262,8 @@ class Session:
             layers.add_product(x, layer.o(attended_codes), scales, layer.o_scales)
             layers.normalize(x, engine.epsilon, codes, scales)
             layers.gate_and_rotate(
-                layer.gate_up(codes), scales, layer.gate_up_scales, engine.span, engine.signs,
-                gated_codes, scales,
+                layer.gate_up(codes), scales, layer.gate_up_scales, engine.span, gated_codes,
+                scales,
             )  # fmt: skip
             layers.add_product(x, layer.down(gated_codes), scales, layer.down_scales)
         layers.normalize(x, engine.epsilon, codes, scales)

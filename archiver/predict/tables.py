@@ -160,32 +160,17 @@ def rotation(size: int) -> tuple[Int8Array, int]:
     return np.ascontiguousarray(matrix * signs[:, None]), block
 
 
-def activation_rotation(size: int) -> tuple[int, Int8Array]:
-    """The rotation applied while running: (span of butterflies, Hadamard matrix over the runs).
-
-    size = order * span with span the largest power of two; the matrix is int8 [order, order], or
-    [1, 1] where no Hadamard matrix of that order is known and each run is rotated on its own.
+def activation_span(size: int) -> int:
+    """How many channels the rotation of the feed-forward activation mixes: the greatest power of
+    two that divides `size`.
     """
-    span = size & -size
-    order = size // span
-    best: tuple[int, Int8Array] = (span, np.ones((1, 1), np.int8))
-    while span >= 1:
-        matrix = hadamard(order)
-        if matrix is not None:
-            return span, matrix
-        if order > 64:
-            break
-        span //= 2
-        order *= 2
-    return best
+    return size & -size
 
 
-def activation_rotation_matrix(size: int) -> tuple[Int8Array, int]:
-    """`activation_rotation` as a dense matrix, int8 [size, size], and its block size."""
-    span, matrix = activation_rotation(size)
-    butterfly = np.ones((1, 1), np.int8)
-    while butterfly.shape[0] < span:
-        butterfly = np.kron(np.array([[1, 1], [1, -1]], np.int8), butterfly)
-    if matrix.shape[0] * span == size:
-        return np.kron(matrix, butterfly), size
-    return np.kron(np.eye(size // span, dtype=np.int8), butterfly), span
+def activation_rotation(size: int) -> tuple[Int8Array, int]:
+    """That rotation as a dense matrix, int8 [size, size], and the entries in each of its rows."""
+    span = activation_span(size)
+    transform = np.ones((1, 1), np.int8)
+    while transform.shape[0] < span:
+        transform = np.kron(np.array([[1, 1], [1, -1]], np.int8), transform)
+    return np.kron(np.eye(size // span, dtype=np.int8), transform), span

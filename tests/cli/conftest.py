@@ -12,9 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cli
+from tests.support import toy_codec
 
 ROOT = Path(cli.__file__).parent
-TEXT = b"".join(b"line %d of a text that goes on and on\n" % number for number in range(500))
+TEXT = toy_codec.text(500)
 
 Run = Callable[..., Result]
 Start = Callable[..., "subprocess.Popen[bytes]"]

@@ -17,18 +17,22 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from archiver.predict.kernels.elementary import (
-    KERNEL_OPTIONS,
-    dot_keys,
-    dot_values,
+from archiver.predict.kernels.elementary import KERNEL_OPTIONS, float_of_key, order_key
+from archiver.predict.kernels.vectors import (
+    dot_keys_1,
+    dot_keys_2,
+    dot_keys_3,
+    dot_keys_4,
     dot_values_16,
-    exp2_nonpositive,
-    float_of_key,
-    order_key,
-    round_to_int,
+    dot_values_64,
+    exponentiate,
+    greatest_key,
+    scale_dots,
+    weigh,
 )
 
 TOTAL_ONE = np.float32(131072.0)  # 2^17: weight of the best position in the integer total
+UNSEEN = np.int32(np.float32(-1e30).view(np.int32))  # a logit whose weight is exactly 0
 WEIGHT_ONE = np.float32(65472.0)  # total of the integer probabilities; each stays below 2^16
 
 
@@ -74,34 +78,31 @@ def _greatest(scales):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL_OPTIONS)
-def _scale_dots(dots, bias, query_scale, key_scales, logits):  # type: ignore[no-untyped-def]
-    """logits[i] is the logit, in bits, of dots[i] - bias; returns the greatest's order key."""
-    best = np.int32(-(2**31))
-    for i in range(logits.shape[0]):
-        z = np.float32(dots[i] - bias) * (query_scale * key_scales[i])
-        logits[i] = z
-        best = max(best, order_key(z))
-    return best
+def _dot_group(keys, key_at, query, query_at, quads, group, dots, at, stride, tiles):  # type: ignore
+    """Dot products of 16 * tiles keys with `group` queries that lie one after the other."""
+    rest = group
+    while rest >= 4:
+        dot_keys_4(keys, key_at, query, query_at, quads, dots, at, stride, tiles)
+        query_at += 16 * quads
+        at += 4 * stride
+        rest -= 4
+    if rest == 3:
+        dot_keys_3(keys, key_at, query, query_at, quads, dots, at, stride, tiles)
+    elif rest == 2:
+        dot_keys_2(keys, key_at, query, query_at, quads, dots, at, stride, tiles)
+    elif rest == 1:
+        dot_keys_1(keys, key_at, query, query_at, quads, dots, at, stride, tiles)
 
 
 @njit(**KERNEL_OPTIONS)
-def _exponentiate(logits, top):  # type: ignore[no-untyped-def]
-    """logits[i] becomes 2^(logits[i] - top); returns their integer total."""
-    total = np.int32(0)
-    for i in range(logits.shape[0]):
-        e = exp2_nonpositive(logits[i] - top)
-        logits[i] = e
-        total += round_to_int(e * TOTAL_ONE)
-    return total
-
-
-@njit(**KERNEL_OPTIONS)
-def _weigh(exponentials, value_scales, share, high, low):  # type: ignore[no-untyped-def]
-    """high and low hold the two bytes of each position's integer weight."""
-    for i in range(exponentials.shape[0]):
-        weight = round_to_int(exponentials[i] * (value_scales[i] * share))
-        high[i] = np.uint8(weight >> 8)
-        low[i] = np.uint8(weight)
+def _add_values(values, value_at, head_dim, high, low, at, tiles, sums):  # type: ignore
+    """sums += the values of 16 * tiles positions times their weights."""
+    if head_dim % 64 == 0:
+        for d in range(0, head_dim, 64):
+            dot_values_64(values, value_at + d * 4, head_dim * 4, high, low, at, tiles * 4, sums, d)
+    else:
+        for d in range(0, head_dim, 16):
+            dot_values_16(values, value_at + d * 4, head_dim * 4, high, low, at, tiles * 4, sums, d)
 
 
 @njit(**KERNEL_OPTIONS)
@@ -135,6 +136,9 @@ def attend(
         row_stream: int32 [rows]; row_position: int32 [rows], the row's own position.
         out: float32 [rows, heads * head_dim].
 
+    Tiles are worked on whole: positions of a tile that the row does not see get a logit so low
+    that both of their integers round to 0 (2^-40 of the best position's).
+
     Why nothing overflows: a score is at most 64 * 255 * 128 < 2^31; the total is at most
     (window + sinks) * 2^17 < 2^31 for window + sinks < 2^14; the probabilities total at most
     65,472 * (1 + 2^-6) + 2^13 < 2^17, so their products with int8 stay below 2^24.
@@ -143,12 +147,12 @@ def attend(
     kv_heads = keys.shape[1]
     group = heads // kv_heads
     quads = head_dim >> 2
+    tile_bytes = 16 * head_dim
     ring = key_scales.shape[2]
     ring_tiles = ring >> 4
     sink_tiles = (sinks + 15) >> 4
     capacity = (sink_tiles * 16) + min(ring, ((window + 15) >> 4) * 16 + 16)
-    dots = np.empty(capacity, np.int32)
-    logits = np.empty(capacity, np.float32)
+    dots = np.empty(group * capacity, np.int32)  # logits later on, in the same place
     high = np.empty(capacity, np.uint8)
     low = np.empty(capacity, np.uint8)
     sums = np.empty(head_dim, np.int32)
@@ -167,114 +171,56 @@ def attend(
             end = lead + (p - first_tile * 16) + 1
             first_slot = first_tile % ring_tiles
             before_wrap = min(tiles, ring_tiles - first_slot)
-            seam = min(end, lead + before_wrap * 16)  # from here on slots start again at 0
+            far_tiles = tiles - before_wrap
+            far_lead = lead + before_wrap * 16  # from here on slots start again at 0
+            seam = min(end, far_lead)
             slot = first_slot * 16 + (begin - lead)
-            near = seam - begin  # positions before the seam
-            far = end - seam  # and after it
             k = keys[s, kv]
             v = values[s, kv]
+            ks = key_scales[s, kv]
+            vs = value_scales[s, kv]
             sk = sink_keys[s, kv]
             sv = sink_values[s, kv]
-            near_ks = key_scales[s, kv, slot : slot + near]
-            near_vs = value_scales[s, kv, slot : slot + near]
-            far_ks = key_scales[s, kv, :far]
-            far_vs = value_scales[s, kv, :far]
-            sink_ks = sink_key_scales[s, kv, :seen_sinks]
-            sink_vs = sink_value_scales[s, kv, :seen_sinks]
+            sink_ks = sink_key_scales[s, kv]
+            sink_vs = sink_value_scales[s, kv]
             value_max = float_of_key(
-                max(_greatest(sink_vs), max(_greatest(near_vs), _greatest(far_vs)))
+                max(
+                    _greatest(sink_vs[:seen_sinks]),
+                    max(_greatest(vs[slot : slot + seam - begin]), _greatest(vs[: end - seam])),
+                )
             )
-            high[seen_sinks:begin] = 0
-            low[seen_sinks:begin] = 0
-            high[end : lead + tiles * 16] = 0
-            low[end : lead + tiles * 16] = 0
+            at = (row * heads + kv * group) * head_dim
+            _dot_group(sk, 0, flat_sink_query, at, quads, group, dots, 0, capacity, lead >> 4)
+            _dot_group(k, first_slot * tile_bytes, flat_query, at, quads, group, dots, lead,
+                       capacity, before_wrap)
+            _dot_group(k, 0, flat_query, at, quads, group, dots, far_lead, capacity, far_tiles)
 
             for member in range(group):
                 head = kv * group + member
-                at = (row * heads + head) * head_dim
-                best = np.int32(-(2**31))
-                if seen_sinks > 0:
+                mine = member * capacity
+                logits = dots[mine : mine + capacity]
+                if lead > 0:
                     bias = np.int32(128) * _sum(sink_query[row, head])
-                    for tile in range(lead >> 4):
-                        dot_keys(sk, tile * 64 * quads, flat_sink_query, at, quads, dots, tile * 16)
-                    best = _scale_dots(
-                        dots, bias, sink_query_scale[row, head], sink_ks, logits[:seen_sinks]
-                    )
-                for tile in range(tiles):
-                    source = first_slot + tile
-                    if source >= ring_tiles:
-                        source -= ring_tiles
-                    dot_keys(k, source * 64 * quads, flat_query, at, quads, dots, lead + tile * 16)
+                    scale_dots(logits, 0, bias, sink_query_scale[row, head], sink_ks, 0, lead >> 4)
                 bias = np.int32(128) * _sum(query[row, head])
                 scale = query_scale[row, head]
-                best = max(
-                    best, _scale_dots(dots[begin:seam], bias, scale, near_ks, logits[begin:seam])
-                )
-                best = max(best, _scale_dots(dots[seam:end], bias, scale, far_ks, logits[seam:end]))
-                top = float_of_key(best)
-                total = _exponentiate(logits[:seen_sinks], top)
-                total += _exponentiate(logits[begin:end], top)
+                scale_dots(logits, lead, bias, scale, ks, first_slot * 16, before_wrap)
+                scale_dots(logits, far_lead, bias, scale, ks, 0, far_tiles)
+                logits[seen_sinks:begin] = UNSEEN
+                logits[end : lead + tiles * 16] = UNSEEN
+                all_tiles = (lead >> 4) + tiles
+                top = float_of_key(greatest_key(logits, 0, all_tiles))
+                total = exponentiate(logits, 0, all_tiles, top, TOTAL_ONE)
                 share = ((WEIGHT_ONE * TOTAL_ONE) / np.float32(total)) / value_max
-                _weigh(logits[:seen_sinks], sink_vs, share, high, low)
-                _weigh(logits[begin:seam], near_vs, share, high[begin:], low[begin:])
-                _weigh(logits[seam:end], far_vs, share, high[seam:], low[seam:])
+                weigh(logits, 0, sink_vs, 0, lead >> 4, share, high, low)
+                weigh(logits, lead, vs, first_slot * 16, before_wrap, share, high, low)
+                weigh(logits, far_lead, vs, 0, far_tiles, share, high, low)
 
-                for d in range(head_dim):
-                    sums[d] = 0
-                if head_dim % 64 == 0:
-                    for d in range(0, head_dim, 64):
-                        if lead > 0:
-                            dot_values(sv, d * 4, head_dim * 4, high, low, 0, lead >> 2, sums, d)
-                        dot_values(
-                            v,
-                            first_slot * 16 * head_dim + d * 4,
-                            head_dim * 4,
-                            high,
-                            low,
-                            lead,
-                            before_wrap * 4,
-                            sums,
-                            d,
-                        )
-                        if tiles > before_wrap:
-                            dot_values(
-                                v,
-                                d * 4,
-                                head_dim * 4,
-                                high,
-                                low,
-                                lead + before_wrap * 16,
-                                (tiles - before_wrap) * 4,
-                                sums,
-                                d,
-                            )
-                else:
-                    for d in range(0, head_dim, 16):
-                        if lead > 0:
-                            dot_values_16(sv, d * 4, head_dim * 4, high, low, 0, lead >> 2, sums, d)
-                        dot_values_16(
-                            v,
-                            first_slot * 16 * head_dim + d * 4,
-                            head_dim * 4,
-                            high,
-                            low,
-                            lead,
-                            before_wrap * 4,
-                            sums,
-                            d,
-                        )
-                        if tiles > before_wrap:
-                            dot_values_16(
-                                v,
-                                d * 4,
-                                head_dim * 4,
-                                high,
-                                low,
-                                lead + before_wrap * 16,
-                                (tiles - before_wrap) * 4,
-                                sums,
-                                d,
-                            )
+                sums[:] = 0
+                _add_values(sv, 0, head_dim, high, low, 0, lead >> 4, sums)
+                _add_values(v, first_slot * tile_bytes, head_dim, high, low, lead, before_wrap,
+                            sums)
+                _add_values(v, 0, head_dim, high, low, far_lead, far_tiles, sums)
                 back = value_max / WEIGHT_ONE
                 for d in range(head_dim):
                     out[row, head * head_dim + d] = np.float32(sums[d]) * back

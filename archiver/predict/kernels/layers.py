@@ -20,6 +20,7 @@ from archiver.predict.kernels.elementary import (
     magnitude_key,
     round_to_int,
 )
+from archiver.predict.kernels.vectors import transform_tiles
 
 CODE_MAX = np.float32(127.0)
 LEAST_MAGNITUDE = np.float32(2.0**-40)  # scales stay far from denormals
@@ -195,9 +196,11 @@ def _gate(product, scale, weight_scales, gated):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL_OPTIONS)
-def _butterflies(x, span):  # type: ignore[no-untyped-def]
-    """Every aligned run of `span` (a power of two) becomes its Walsh-Hadamard transform."""
-    step = 1
+def _transform(x, span):  # type: ignore[no-untyped-def]
+    """Every aligned run of `span` (a power of two, 16 or more) becomes its Walsh-Hadamard
+    transform: butterflies of step 1, 2, ... span / 2."""
+    transform_tiles(x, x.shape[0] >> 4)
+    step = 16
     while step < span:
         for start in range(0, x.shape[0], 2 * step):
             a = x[start : start + step]
@@ -211,45 +214,21 @@ def _butterflies(x, span):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL_OPTIONS)
-def _mix_runs(x, signs, mixed):  # type: ignore[no-untyped-def]
-    """Run i of mixed = sum over k of signs[i, k] * run k of x, added in the order of k."""
-    order = signs.shape[0]
-    span = x.shape[0] // order
-    for i in range(order):
-        target = mixed[i * span : (i + 1) * span]
-        for j in range(span):
-            target[j] = np.float32(signs[i, 0]) * x[j]
-        for k in range(1, order):
-            source = x[k * span : (k + 1) * span]
-            sign = np.float32(signs[i, k])
-            for j in range(span):
-                target[j] += sign * source[j]
-
-
-@njit(**KERNEL_OPTIONS)
-def gate_and_rotate(product, scales, weight_scales, span, signs, codes,
-                    code_scales):  # type: ignore[no-untyped-def]
-    """codes * code_scales = Hadamard(silu(gate) * up), row by row.
+def gate_and_rotate(product, scales, weight_scales, span, codes, code_scales):  # type: ignore[no-untyped-def]
+    """codes * code_scales = the Walsh-Hadamard transform of silu(gate) * up, row by row.
 
     The rotation spreads the activation's outliers over all channels, so that 8 bits suffice;
     its inverse is folded into the down projection's weights.
 
     Args:
         product: float32 [rows, 2 * ffn], gate then up; scales: float32 [rows].
-        span: the power of two that butterflies cover.
-        signs: int8 [order, order], a Hadamard matrix over runs of `span`; order 1 for none.
+        span: a power of two that divides ffn; each run of so many channels is rotated.
         codes: int8 [rows, ffn]; code_scales: float32 [rows].
     """
-    ffn = codes.shape[1]
-    gated = np.empty(ffn, np.float32)
-    mixed = np.empty(ffn, np.float32)
+    gated = np.empty(codes.shape[1], np.float32)
     for row in range(product.shape[0]):
         _gate(product[row], scales[row], weight_scales, gated)
-        _butterflies(gated, span)
-        result = gated
-        if signs.shape[0] > 1:
-            _mix_runs(gated, signs, mixed)
-            result = mixed
-        magnitude = greatest_magnitude(result)
-        quantize(result, magnitude, codes[row])
+        _transform(gated, span)
+        magnitude = greatest_magnitude(gated)
+        quantize(gated, magnitude, codes[row])
         code_scales[row] = magnitude / CODE_MAX

@@ -1,0 +1,330 @@
+"""Loops over 16 lanes at a time, written in the compiler's own language.
+
+Numba's loop vectorizer picks 256-bit registers and cannot see byte dot products, so the inner
+loops of attention are built here as LLVM vectors of 16 lanes. LLVM splits them on processors with
+narrower registers. No instruction carries a fast-math flag: every float operation is the IEEE
+operation of its lane, and integer sums have one value whatever the order.
+
+All counts are in tiles of 16; all offsets in items of their array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import config, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from archiver.predict.kernels.elementary import (
+    EXP2_C1,
+    EXP2_C2,
+    EXP2_C3,
+    EXP2_C4,
+    EXP2_C5,
+    EXP2_FLOOR,
+    ROUNDING_MAGIC,
+)
+
+LANES = 16
+_I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_BYTES = ir.VectorType(_I8, LANES)
+_INTS = ir.VectorType(_I32, LANES)
+_FLOATS = ir.VectorType(_F32, LANES)
+
+
+def has_byte_dot_product() -> bool:
+    """Whether kernels are compiled for a processor with AVX-512 VNNI.
+
+    Follows what numba compiles for (`NUMBA_CPU_NAME`, `NUMBA_CPU_FEATURES`), by which it also
+    keys its cache, so a cached kernel and this answer always agree.
+    """
+    if config.CPU_FEATURES is not None:
+        return "+avx512vnni" in config.CPU_FEATURES
+    if config.CPU_NAME not in (None, "", "host"):
+        return False
+    return bool(llvm.get_host_cpu_features().get("avx512vnni"))
+
+
+class _Lanes:
+    """A builder of operations on 16 lanes."""
+
+    def __init__(self, context: Any, builder: Any) -> None:
+        self.context, self.builder = context, builder
+
+    def pointer(self, kind: Any, array: Any, offset: Any, pointee: Any) -> Any:
+        """Address of an array's item `offset`, as a pointer to `pointee`."""
+        data = self.context.make_array(kind)(self.context, self.builder, array).data
+        return self.builder.bitcast(self.builder.gep(data, [offset]), pointee.as_pointer())
+
+    def load(self, pointer: Any, index: Any) -> Any:
+        return self.builder.load(self.builder.gep(pointer, [index]), align=1)
+
+    def store(self, value: Any, pointer: Any, index: Any) -> None:
+        self.builder.store(value, self.builder.gep(pointer, [index]), align=1)
+
+    def ints(self, value: int) -> Any:
+        return ir.Constant(_INTS, [value] * LANES)
+
+    def floats(self, value: float) -> Any:
+        return ir.Constant(_FLOATS, [float(value)] * LANES)
+
+    def splat(self, scalar: Any, kind: Any) -> Any:
+        undefined = ir.Constant(kind, ir.Undefined)
+        vector = self.builder.insert_element(undefined, scalar, _I32(0))
+        return self.builder.shuffle_vector(vector, undefined, self.ints(0))
+
+    def cell(self, kind: Any, value: Any) -> Any:
+        """A variable that lives across iterations; LLVM keeps it in a register."""
+        place = cgutils.alloca_once(self.builder, kind)
+        self.builder.store(value, place)
+        return place
+
+    def reduce(self, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
+        result = self.builder.extract_element(vector, _I32(0))
+        for lane in range(1, LANES):
+            result = combine(result, self.builder.extract_element(vector, _I32(lane)))
+        return result
+
+    def greater(self, a: Any, b: Any) -> Any:
+        return self.builder.select(self.builder.icmp_signed(">", a, b), a, b)
+
+    def order_keys(self, floats: Any) -> Any:
+        """Integers that order as the floats do (see `elementary.order_key`)."""
+        b = self.builder
+        bits = b.bitcast(floats, _INTS)
+        flip = b.and_(b.ashr(bits, self.ints(31)), self.ints(0x7FFFFFFF))
+        return b.xor(bits, flip)
+
+    def round(self, x: Any) -> Any:
+        """Nearest integers, still floats, for |x| < 2^22."""
+        magic = self.floats(ROUNDING_MAGIC)
+        return self.builder.fsub(self.builder.fadd(x, magic), magic)
+
+    def exp2(self, x: Any) -> Any:
+        """`elementary.exp2_nonpositive`, the same operations in the same order."""
+        b = self.builder
+        floor = self.floats(EXP2_FLOOR)
+        x = b.select(b.fcmp_ordered(">", x, floor), x, floor)
+        whole = self.round(x)
+        f = b.fsub(x, whole)
+        p = b.fadd(b.fmul(self.floats(EXP2_C5), f), self.floats(EXP2_C4))
+        for coefficient in (EXP2_C3, EXP2_C2, EXP2_C1, 1.0):
+            p = b.fadd(b.fmul(p, f), self.floats(coefficient))
+        exponent = b.add(b.fptosi(whole, _INTS), self.ints(127))
+        return b.fmul(p, b.bitcast(b.shl(exponent, self.ints(23)), _FLOATS))
+
+    def add_quad_products(self, acc: Any, unsigned: Any, signed: Any, native: bool) -> Any:
+        """acc[i] + sum over j < 4 of u8(unsigned[i], j) * s8(signed[i], j)."""
+        b = self.builder
+        if native:
+            # Declared as LLVM 7 to 20 do; later versions upgrade the declaration as they read it.
+            signature = ir.FunctionType(_INTS, [_INTS, _INTS, _INTS])
+            instruction = cgutils.get_or_insert_function(
+                b.module, signature, "llvm.x86.avx512.vpdpbusd.512"
+            )
+            return b.call(instruction, [acc, unsigned, signed])
+        for j in range(4):
+            u = b.and_(b.lshr(unsigned, self.ints(8 * j)), self.ints(255))
+            s = b.ashr(b.shl(signed, self.ints(24 - 8 * j)), self.ints(24))
+            acc = b.add(acc, b.mul(u, s))
+        return acc
+
+
+
+def _codegen(body: Callable[..., Any]) -> Any:
+    """Code generation that hands `body` the lane builder, the argument types and values."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        result = body(_Lanes(context, builder), signature.args, *args)
+        return context.get_dummy_value() if result is None else result
+
+    return codegen
+
+
+def _dot_keys(members: int, native: bool) -> Any:
+    def body(v: _Lanes, kinds: Any, keys: Any, key_at: Any, query: Any, query_at: Any,
+             quads: Any, out: Any, out_at: Any, out_stride: Any, tiles: Any) -> None:
+        b = v.builder
+        key_rows = v.pointer(kinds[0], keys, key_at, _INTS)
+        query_rows = v.pointer(kinds[2], query, query_at, _I32)
+        targets = [
+            v.pointer(kinds[5], out, b.add(out_at, b.mul(out_stride, _I64(member))), _INTS)
+            for member in range(members)
+        ]
+        sums = [v.cell(_INTS, v.ints(0)) for _ in range(members)]
+        with cgutils.for_range(b, tiles) as tile:
+            for total in sums:
+                b.store(v.ints(0), total)
+            row = b.gep(key_rows, [b.mul(tile.index, quads)])
+            with cgutils.for_range(b, quads) as loop:
+                key = v.load(row, loop.index)
+                for member, total in enumerate(sums):
+                    place = b.add(b.mul(quads, _I64(member)), loop.index)
+                    quad = v.splat(v.load(query_rows, place), _INTS)
+                    b.store(v.add_quad_products(b.load(total), key, quad, native), total)
+            for target, total in zip(targets, sums, strict=True):
+                v.store(b.load(total), target, tile.index)
+
+    @intrinsic
+    def dot_keys(typingctx, keys, key_at, query, query_at, quads, out, out_at,  # type: ignore
+                 out_stride, tiles):
+        i = types.int64
+        return types.void(keys, i, query, i, i, out, i, i, i), _codegen(body)
+
+    return dot_keys
+
+
+def _dot_values(groups: int, native: bool) -> Any:
+    def body(v: _Lanes, kinds: Any, values: Any, value_at: Any, row_bytes: Any, high: Any,
+             low: Any, weight_at: Any, quads: Any, out: Any, out_at: Any) -> None:
+        b = v.builder
+        rows = v.pointer(kinds[0], values, value_at, _I8)
+        parts = [v.pointer(kinds[3], high, weight_at, _I32),
+                 v.pointer(kinds[4], low, weight_at, _I32)]
+        target = v.pointer(kinds[7], out, out_at, _INTS)
+        sums = [[v.cell(_INTS, v.ints(0)) for _ in range(groups)] for _ in parts]
+        with cgutils.for_range(b, quads) as loop:
+            row = b.gep(rows, [b.mul(loop.index, row_bytes)])
+            row = b.bitcast(row, _INTS.as_pointer())
+            weights = [v.splat(v.load(part, loop.index), _INTS) for part in parts]
+            for group in range(groups):
+                value = v.load(row, _I64(group))
+                for weight, cells in zip(weights, sums, strict=True):
+                    cell = cells[group]
+                    b.store(v.add_quad_products(b.load(cell), weight, value, native), cell)
+        for group in range(groups):
+            total = b.add(b.shl(b.load(sums[0][group]), v.ints(8)), b.load(sums[1][group]))
+            v.store(b.add(v.load(target, _I64(group)), total), target, _I64(group))
+
+    @intrinsic
+    def dot_values(typingctx, values, value_at, row_bytes, high, low, weight_at,  # type: ignore
+                   quads, out, out_at):
+        i = types.int64
+        return types.void(values, i, i, high, low, i, i, out, i), _codegen(body)
+
+    return dot_values
+
+
+_NATIVE = has_byte_dot_product()
+
+dot_keys_1, dot_keys_2, dot_keys_3, dot_keys_4 = (_dot_keys(n, _NATIVE) for n in range(1, 5))
+"""dot_keys_N(keys u8[], key_at, query i8[], query_at, quads, out i32[], out_at, out_stride,
+tiles).
+
+For member m < N, tile t and 16 lanes: out[out_at + m out_stride + 16 t + lane] = sum over quad, j
+of keys[key_at + 64 (quads t + quad) + 4 lane + j] * query[query_at + 4 quads m + 4 quad + j].
+|sum| <= 255 * 128 * 4 quads < 2^31 for quads <= 16,384.
+"""
+
+dot_values_64, dot_values_16 = _dot_values(4, _NATIVE), _dot_values(1, _NATIVE)
+"""dot_values_N(values i8[], value_at, row_bytes, high u8[], low u8[], weight_at, quads, out,
+out_at).
+
+For i < N: out[out_at + i] += sum over quad, j of (256 high + low)[weight_at + 4 quad + j] *
+values[value_at + row_bytes quad + 4 i + j]. The caller bounds the weights' total.
+"""
+
+dot_keys_portable, dot_values_portable = _dot_keys(1, False), _dot_values(4, False)
+"""`dot_keys_1` and `dot_values_64` without the processor's dot-product instruction."""
+
+
+@intrinsic
+def scale_dots(typingctx, dots, dots_at, bias, scale, scales, scales_at, tiles):  # type: ignore
+    """dots[i] - bias, times scale * scales[i], replaces dots[i] as a binary32 with its bits."""
+
+    def body(v: _Lanes, kinds: Any, dots: Any, dots_at: Any, bias: Any, scale: Any, scales: Any,
+             scales_at: Any, tiles: Any) -> None:
+        b = v.builder
+        source = v.pointer(kinds[0], dots, dots_at, _INTS)
+        factors = v.pointer(kinds[4], scales, scales_at, _FLOATS)
+        all_bias, all_scale = v.splat(bias, _INTS), v.splat(scale, _FLOATS)
+        with cgutils.for_range(b, tiles) as loop:
+            value = b.sitofp(b.sub(v.load(source, loop.index), all_bias), _FLOATS)
+            logit = b.fmul(value, b.fmul(all_scale, v.load(factors, loop.index)))
+            v.store(b.bitcast(logit, _INTS), source, loop.index)
+
+    i = types.int64
+    return types.void(dots, i, types.int32, types.float32, scales, i, i), _codegen(body)
+
+
+@intrinsic
+def greatest_key(typingctx, logits, at, tiles):  # type: ignore
+    """The greatest order key (see `elementary.order_key`) of 16 * tiles binary32 bit patterns."""
+
+    def body(v: _Lanes, kinds: Any, logits: Any, at: Any, tiles: Any) -> Any:
+        b = v.builder
+        source = v.pointer(kinds[0], logits, at, _FLOATS)
+        best = v.cell(_INTS, v.ints(-(2**31)))
+        with cgutils.for_range(b, tiles) as loop:
+            b.store(v.greater(b.load(best), v.order_keys(v.load(source, loop.index))), best)
+        return v.reduce(b.load(best), v.greater)
+
+    return types.int32(logits, types.int64, types.int64), _codegen(body)
+
+
+@intrinsic
+def exponentiate(typingctx, logits, at, tiles, top, one):  # type: ignore
+    """logits[i] becomes e = 2^(logits[i] - top); returns the int32 sum of round(e * one)."""
+
+    def body(v: _Lanes, kinds: Any, logits: Any, at: Any, tiles: Any, top: Any, one: Any) -> Any:
+        b = v.builder
+        source = v.pointer(kinds[0], logits, at, _FLOATS)
+        all_top, all_one = v.splat(top, _FLOATS), v.splat(one, _FLOATS)
+        total = v.cell(_INTS, v.ints(0))
+        with cgutils.for_range(b, tiles) as loop:
+            e = v.exp2(b.fsub(v.load(source, loop.index), all_top))
+            v.store(e, source, loop.index)
+            part = b.fptosi(v.round(b.fmul(e, all_one)), _INTS)
+            b.store(b.add(b.load(total), part), total)
+        return v.reduce(b.load(total), b.add)
+
+    f, i = types.float32, types.int64
+    return types.int32(logits, i, i, f, f), _codegen(body)
+
+
+@intrinsic
+def weigh(typingctx, exponentials, at, scales, scales_at, tiles, share, high, low):  # type: ignore
+    """round(exponentials[i] * (scales[i] * share)), its two bytes in high[i] and low[i]."""
+
+    def body(v: _Lanes, kinds: Any, exponentials: Any, at: Any, scales: Any, scales_at: Any,
+             tiles: Any, share: Any, high: Any, low: Any) -> None:
+        b = v.builder
+        source = v.pointer(kinds[0], exponentials, at, _FLOATS)
+        factors = v.pointer(kinds[2], scales, scales_at, _FLOATS)
+        high_bytes = v.pointer(kinds[6], high, at, _BYTES)
+        low_bytes = v.pointer(kinds[7], low, at, _BYTES)
+        all_share = v.splat(share, _FLOATS)
+        with cgutils.for_range(b, tiles) as loop:
+            factor = b.fmul(v.load(factors, loop.index), all_share)
+            weight = b.fptosi(v.round(b.fmul(v.load(source, loop.index), factor)), _INTS)
+            v.store(b.trunc(b.lshr(weight, v.ints(8)), _BYTES), high_bytes, loop.index)
+            v.store(b.trunc(weight, _BYTES), low_bytes, loop.index)
+
+    f, i = types.float32, types.int64
+    return types.void(exponentials, i, scales, i, i, f, high, low), _codegen(body)
+
+
+@intrinsic
+def transform_tiles(typingctx, x, tiles):  # type: ignore
+    """Every 16 binary32 of x become their Walsh-Hadamard transform, steps 1, 2, 4 and 8."""
+
+    def body(v: _Lanes, kinds: Any, x: Any, tiles: Any) -> None:
+        b = v.builder
+        place = v.pointer(kinds[0], x, _I64(0), _FLOATS)
+        undefined = ir.Constant(_FLOATS, ir.Undefined)
+        with cgutils.for_range(b, tiles) as loop:
+            value = v.load(place, loop.index)
+            for step in (1, 2, 4, 8):
+                partner = b.shuffle_vector(
+                    value, undefined, ir.Constant(_INTS, [lane ^ step for lane in range(LANES)])
+                )
+                # a + b in the lower lane, a - b (as a + -b, the same rounding) in the upper one.
+                signs = [-1.0 if lane & step else 1.0 for lane in range(LANES)]
+                value = b.fadd(partner, b.fmul(value, ir.Constant(_FLOATS, signs)))
+            v.store(value, place, loop.index)
+
+    return types.void(x, types.int64), _codegen(body)

@@ -1,0 +1,70 @@
+"""The real codec is opened from the registry's package, and kept for the next file."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import archiver
+from archiver import frames
+from archiver.options import CompressOptions
+from tests.support import toy_codec
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A stand-in for `archiver.codec` and the registry; the codecs that were opened."""
+    calls: list[dict[str, Any]] = []
+
+    def open_codec(predictor: Any, mixer: Any, **settings: Any) -> toy_codec.ToyCodec:
+        calls.append({"predictor": predictor, "mixer": mixer} | settings)
+        return toy_codec.ToyCodec()
+
+    def settings_for(package: Any, options: CompressOptions) -> tuple[Any, Any]:
+        header = toy_codec.header_for(options)
+        return header.predictor, header.mixer
+
+    def resolve(name: Any, progress: Any = None) -> SimpleNamespace:
+        assert name in ("a", "b", toy_codec.FINGERPRINT)
+        return SimpleNamespace(fingerprint=f"{name}")
+
+    codec = SimpleNamespace(open_codec=open_codec, settings_for=settings_for)
+    registry = SimpleNamespace(resolve=resolve, resolve_fingerprint=resolve)
+    import archiver.predict
+
+    monkeypatch.setitem(sys.modules, "archiver.codec", codec)
+    monkeypatch.setattr(archiver, "codec", codec, raising=False)
+    monkeypatch.setitem(sys.modules, "archiver.predict.registry", registry)
+    monkeypatch.setattr(archiver.predict, "registry", registry, raising=False)
+    monkeypatch.setattr(frames, "_kept", threading.local())
+    return calls
+
+
+def test_one_codec_serves_many_files(opened: list[dict[str, Any]]) -> None:
+    options = CompressOptions(model="a", threads=3, chunk_tokens=50, window_tokens=99)
+    archives = [archiver.compress(toy_codec.text(lines), options=options) for lines in (60, 70)]
+    [call] = opened
+    assert call["predictor"].window_tokens == 99
+    assert (call["threads"], call["chunk_tokens"]) == (3, 50)
+    for archive, lines in zip(archives, (60, 70), strict=True):
+        assert archiver.decompress(archive, threads=2) == toy_codec.text(lines)
+    assert len(opened) == 2
+    assert (opened[1]["threads"], opened[1]["chunk_tokens"]) == (2, None)
+    assert opened[1]["predictor"] == call["predictor"]
+
+
+def test_another_model_or_thread_gets_another_codec(opened: list[dict[str, Any]]) -> None:
+    def compress(model: str) -> None:
+        archiver.compress(toy_codec.text(60), options=CompressOptions(model=model))
+
+    compress("a")
+    compress("b")
+    assert len(opened) == 2
+    thread = threading.Thread(target=compress, args=("b",))
+    thread.start()
+    thread.join()
+    assert len(opened) == 3
