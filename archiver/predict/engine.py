@@ -67,8 +67,24 @@ class EngineConfig:
             raise InvalidModelError(f"the package's configuration is malformed: {error}") from error
         if config.architecture != "llama":
             raise InvalidModelError(f"architecture {config.architecture!r} is not supported")
+        config._check_numbers()
         config._check_arrays(package.arrays)
         return config
+
+    def _check_numbers(self) -> None:
+        for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "tokens"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise InvalidModelError(f"the package's {name} is {value!r}")
+        if self.heads % self.kv_heads or self.head_dim % 16 or self.ffn % 16:
+            raise InvalidModelError(
+                f"heads {self.heads}, kv_heads {self.kv_heads}, head_dim {self.head_dim}, ffn "
+                f"{self.ffn}: the engine needs whole groups of heads and multiples of 16"
+            )
+        if type(self.start_token) is not int or not 0 <= self.start_token <= self.tokens:
+            raise InvalidModelError(f"the package's start_token is {self.start_token!r}")
+        if type(self.norm_epsilon) is not float or not 0 < self.norm_epsilon < 1:
+            raise InvalidModelError(f"the package's norm_epsilon is {self.norm_epsilon!r}")
 
     def shapes(self) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
         """Type and shape of every array but the token table's."""
@@ -98,6 +114,8 @@ class EngineConfig:
                 raise InvalidModelError(f"the package's array {name!r} is missing or malformed")
             if name.endswith(".scales") and not ((array >= SCALE_MIN) & (array <= SCALE_MAX)).all():
                 raise InvalidModelError(f"the package's array {name!r} has scales out of range")
+            if name.endswith(".codes") and name != "embed.codes" and array.min() == -128:
+                raise InvalidModelError(f"the package's array {name!r} has codes of -128")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

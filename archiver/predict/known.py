@@ -47,6 +47,6 @@ KNOWN_MODELS: tuple[KnownModel, ...] = (
             member_bytes=98_362_432,
             member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         ),
-        fingerprint=None,
+        fingerprint="93db8f2de93dfe8cefda44570d25bd5387525dffb8f54e903382e91aea47fdef",
     ),
 )

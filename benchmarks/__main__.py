@@ -1,0 +1,233 @@
+"""python -m benchmarks files | theory | stepwise"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from benchmarks.environment import REPOSITORY
+from benchmarks.inputs import InputsError, collect
+from benchmarks.records import InputFile, LlmzipSettings, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_PATH = click.Path(exists=True, path_type=Path)
+
+
+def _common_options(command: _Command) -> _Command:
+    options = (
+        click.option("--output", type=click.Path(file_okay=False, path_type=Path),
+                     default=REPOSITORY / "benchmarks" / "results",
+                     show_default="benchmarks/results", help="Folder for the records."),
+        click.option("--model", help="llmzip's model; the default one if not given."),
+        click.option("--threads", type=click.IntRange(min=1),
+                     help="Threads of llmzip and transformers; one a core if not given."),
+        click.option("--window", type=click.IntRange(min=16), help="llmzip's window in tokens."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_gguf = click.option(
+    "--gguf", type=_PATH, help="What the model was made from: a GGUF or a Hugging Face folder."
+)
+_bytes = click.option(
+    "--bytes", "limit_bytes", type=click.IntRange(min=1), help="Only the file's beginning."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Measure llmzip. Every figure is of an archive that a fresh process has decoded."""
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=_PATH, metavar="PATH...")
+@click.option("--competitors", help="Only these programs, separated by commas.")
+@_common_options
+def files(
+    paths: tuple[Path, ...],
+    competitors: str | None,
+    output: Path,
+    model: str | None,
+    threads: int | None,
+    window: int | None,
+) -> None:
+    """Compare llmzip with other programs on files; folders are walked."""
+    from benchmarks.chart import draw_chart
+    from benchmarks.compare import compare, split_by_presence, warm_up
+    from benchmarks.competitors import COMPETITORS
+    from benchmarks.table import comparison
+
+    known = {competitor.name: competitor for competitor in COMPETITORS}
+    names = list(known) if competitors is None else competitors.split(",")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise click.UsageError(f"no program {unknown[0]!r}; there are {', '.join(known)}")
+    chosen = [known[name] for name in dict.fromkeys(names)]
+    inputs = _inputs(paths)
+    settings = LlmzipSettings(model=model, threads=threads, window_tokens=window)
+    for name, reason in split_by_presence(chosen)[1].items():
+        click.echo(f"without {name}: {reason}", err=True)
+    if known["llmzip"] in chosen:
+        problem = warm_up(settings)
+        if problem is not None:
+            click.echo(f"llmzip's warm-up failed: {problem}", err=True)
+    total = len(inputs) * len(split_by_presence(chosen)[0])
+    with tqdm(total=total, unit="job", leave=False, disable=None) as bar:
+
+        def report(what: str, finished: int) -> None:
+            bar.set_description(what, refresh=False)
+            bar.update(finished - bar.n)
+
+        done = compare(inputs, chosen, settings, report)
+    click.echo(comparison(done.results))
+    record_path = _record_path(output, "files")
+    write_json(record_path, done.record)
+    click.echo(f"\nrecord {record_path}", err=True)
+    try:
+        draw_chart(done.results, record_path.with_suffix(".png"))
+        click.echo(f"chart  {record_path.with_suffix('.png')}", err=True)
+    except ImportError:
+        click.echo("no chart: matplotlib is not installed", err=True)
+    if not all(result.measured for result in done.results):
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("file", type=_PATH, metavar="FILE")
+@_bytes
+@_gguf
+@_common_options
+def theory(
+    file: Path,
+    limit_bytes: int | None,
+    gguf: Path | None,
+    output: Path,
+    model: str | None,
+    threads: int | None,
+    window: int | None,
+) -> None:
+    """Compare an archive's payload with the ideal bits of the same weights in float32.
+
+    The exit status is 1 when the excess is above 0.5 %.
+    """
+    from benchmarks.theory import TARGET_EXCESS, compare_with_theory
+
+    (given,) = _inputs([file])
+    settings = LlmzipSettings(model=model, threads=threads, window_tokens=window)
+    with _errors_shown(), tqdm(unit="token", leave=False, disable=None) as bar:
+
+        def report(stage: str, done: int, total: int) -> None:
+            bar.total = total or None
+            bar.set_description(stage, refresh=not total)
+            bar.update(done)
+
+        found = compare_with_theory(
+            given, settings, limit_bytes=limit_bytes, weights=gguf, progress=report
+        )
+    record_path = _record_path(output, "theory")
+    write_json(record_path, found.record)
+    ((measured,), figures) = (found.record["inputs"], found.record["theory"])
+    met = found.excess <= TARGET_EXCESS
+    click.echo(
+        f"{measured['file']}  {measured['bytes']:,} bytes, {figures['tokens']:,} tokens, "
+        f"{figures['streams']} streams, window {figures['window_tokens']:,}"
+        f" + {figures['sink_tokens']} sinks, {figures['escapes']} escapes\n"
+        f"payload, decoded       {found.payload_bits:>14,} bits"
+        f"  {found.payload_bits / measured['bytes']:.4f} bpb\n"
+        f"ideal, float32         {found.ideal.whole:>14,.0f} bits"
+        f"  {found.ideal.whole / measured['bytes']:.4f} bpb\n"
+        f"ideal, coded tokens    {found.ideal.coded:>14,.0f} bits"
+        f"  {found.ideal.coded / measured['bytes']:.4f} bpb"
+        f"  (excess over it {100 * figures['excess_over_coded_tokens']:+.3f} %)\n"
+        f"largest logit difference to transformers {figures['largest_logit_difference']:.1e}\n"
+        f"excess {100 * found.excess:+.3f} %, target {100 * TARGET_EXCESS:.1f} %: "
+        + ("met" if met else "MISSED")
+    )
+    click.echo(f"\nrecord {record_path}", err=True)
+    if not met:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("file", type=_PATH, metavar="FILE")
+@_bytes
+@click.option("--tokens", type=click.IntRange(min=1), default=200, show_default=True,
+              help="Steps of transformers to time at each context.")  # fmt: skip
+@_gguf
+@_common_options
+def stepwise(
+    file: Path,
+    limit_bytes: int | None,
+    tokens: int,
+    gguf: Path | None,
+    output: Path,
+    model: str | None,
+    threads: int | None,
+    window: int | None,
+) -> None:
+    """Compare llmzip's speed with transformers called token by token."""
+    from benchmarks.stepwise import compare_with_stepwise
+    from benchmarks.table import aligned
+
+    (given,) = _inputs([file])
+    settings = LlmzipSettings(model=model, threads=threads, window_tokens=window)
+    with _errors_shown(), tqdm(bar_format="{desc}", leave=False, disable=None) as bar:
+        found = compare_with_stepwise(
+            given, settings, limit_bytes=limit_bytes, tokens=tokens, weights=gguf,
+            progress=bar.set_description,
+        )  # fmt: skip
+    record_path = _record_path(output, "stepwise")
+    write_json(record_path, found.record)
+    baselines = [speed.name for speed in found.speeds if not speed.ratios]
+    columns = [f"x {name.removeprefix('transformers, ')}" for name in baselines]
+    rows = [("", "tokens/s", "bytes/s", *columns)]
+    for speed in found.speeds:
+        ratios = [f"{speed.ratios[name]:.1f}" if speed.ratios else "" for name in baselines]
+        rows.append(
+            (speed.name, f"{speed.tokens_per_s:,.1f}", f"{speed.bytes_per_s:,.0f}", *ratios)
+        )
+    (measured,) = found.record["inputs"]
+    click.echo(f"{measured['file']}  {measured['bytes']:,} bytes, {measured['tokens']:,} tokens")
+    click.echo("\n".join(aligned(rows)))
+    click.echo(f"\nrecord {record_path}", err=True)
+
+
+def _inputs(paths: tuple[Path, ...] | list[Path]) -> list[InputFile]:
+    try:
+        return collect(paths)
+    except InputsError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def _errors_shown() -> Iterator[None]:
+    """Turn errors with a message for the user into Click's."""
+    from archiver.errors import ArchiverError
+    from benchmarks.stepwise import StepwiseError
+    from benchmarks.theory import TheoryError
+    from benchmarks.weights import WeightsError
+
+    try:
+        yield
+    except (ArchiverError, StepwiseError, TheoryError, WeightsError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _record_path(folder: Path, benchmark: str) -> Path:
+    return folder / f"{benchmark}-{datetime.now():%Y%m%d-%H%M%S}.json"
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks")

@@ -1,0 +1,114 @@
+"""On what machine, from which sources and with which versions a benchmark ran."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import tomllib
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+LIBRARIES = (
+    "numpy", "numba", "llvmlite", "torch", "tokenizers", "safetensors", "gguf", "transformers",
+    "zstandard", "brotli", "pyppmd", "xxhash",
+)  # fmt: skip
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return date, commit, versions and hardware in types that JSON has; no machine's name."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_state(REPOSITORY),
+        "versions": versions(LIBRARIES),
+        "hardware": hardware(),
+        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Return the commit, and whether tracked or new files differ from it; None where unknown."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    status = _git(folder, "status", "--porcelain")
+    return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def versions(libraries: Iterable[str]) -> dict[str, str | None]:
+    """Return the version of Python, llmzip and each library; None for what is not installed."""
+    found: dict[str, str | None] = {
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "llmzip": _llmzip_version(),
+    }
+    for name in libraries:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _llmzip_version() -> str | None:
+    # The sources beside this folder are what runs, installed or not.
+    project = REPOSITORY / "pyproject.toml"
+    if project.is_file():
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
+    try:
+        return version("llmzip")
+    except PackageNotFoundError:
+        return None
+
+
+def hardware() -> dict[str, Any]:
+    """Return what the figures of speed depend on."""
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpu": cpu_model(),
+        "cores": usable_cores(),
+        "memory_bytes": _memory_bytes(),
+    }
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_model() -> str:
+    """Return the processor's name as the system gives it, with what tells its generation."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    model = fields.get("model name") or platform.processor() or "unknown"
+    if "cpu family" in fields and "model" in fields:
+        model += f" (family {fields['cpu family']}, model {fields['model']})"
+    return model
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -1,0 +1,222 @@
+"""Frames through the real engine: any bytes come back, any setting of the machine changes nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from archiver.codec import FrameCodec, PayloadError, open_codec, workers
+from archiver.codec.frame import plan_streams
+from archiver.container.layout import MixerSection, PredictorSection
+from archiver.errors import LimitExceededError, UnsupportedVersionError
+from archiver.predict.package import ModelPackage
+
+TEXT = (
+    "It was the best of times, it was the worst of times.\r\n<|im_start|>user\n1905, 2026\t"
+    "\u0422\u043e\u043b\u0441\u0442\u043e\u0439 \U00040000 caf\u00e9\r\x00"
+).encode()
+HARD = {
+    "one byte": b"x",
+    "invalid UTF-8": b"\xff\xfe caf\xe9 \xed\xa0\x80",
+    "every byte": bytes(range(256)) * 3,
+    "NULs": bytes(100),
+    "text": TEXT * 20,
+    "one character": b"a" * 3000,
+    "random": np.random.default_rng(1).bytes(700),
+    "a long escape": b"\xff" * 70000,
+}
+
+
+def make_codec(
+    package: ModelPackage, *, threads: int | None = None, chunk: int | None = 50, window: int = 32
+) -> FrameCodec:
+    predictor = PredictorSection(
+        engine_version=1,
+        package_fingerprint=package.fingerprint_bytes,
+        window_tokens=window,
+        sink_tokens=4,
+    )
+    return open_codec(
+        predictor,
+        MixerSection(version=1, parameters=b""),
+        package=package,
+        threads=threads,
+        chunk_tokens=chunk,
+    )
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_hard_contents_come_back(tiny: ModelPackage, name: str) -> None:
+    codec = make_codec(tiny)
+    content = HARD[name]
+    done: list[int] = []
+    payload = codec.encode(content, done.append)
+    assert sum(done) == len(content)
+    done.clear()
+    assert codec.decode(payload, len(content), done.append) == content
+    assert sum(done) == len(content)
+
+
+@given(content=st.one_of(st.binary(min_size=1, max_size=300), st.text(min_size=1).map(str.encode)))
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_content_comes_back(tiny: ModelPackage, content: bytes) -> None:
+    codec = make_codec(tiny, chunk=20)
+    assert codec.decode(codec.encode(content), len(content)) == content
+
+
+def test_threads_and_blocks_change_nothing(
+    tiny: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = TEXT * 30
+    payload = make_codec(tiny, threads=1).encode(content)
+    for threads in (2, 3, 4):
+        codec = make_codec(tiny, threads=threads)
+        assert codec.encode(content) == payload
+        assert codec.decode(payload, len(content)) == content
+    for block, rows in ((1, 1), (7, 3), (64, 64)):
+        monkeypatch.setattr(workers, "BLOCK_TOKENS", block)
+        monkeypatch.setattr(workers, "HEAD_ROWS", rows)
+        codec = make_codec(tiny)
+        assert codec.encode(content) == payload
+        assert codec.decode(payload, len(content)) == content
+
+
+def test_chunks_and_windows_are_settings_of_the_archive(tiny: ModelPackage) -> None:
+    content = TEXT * 30
+    payloads = {
+        make_codec(tiny, chunk=chunk, window=window).encode(content)
+        for chunk in (30, 100)
+        for window in (16, 64)
+    }
+    assert len(payloads) == 4
+
+
+ENCODE = """
+import hashlib, sys
+from archiver.predict import registry
+from tests.codec.test_frame import TEXT, make_codec
+codec = make_codec(registry.resolve("tiny"))
+payload = codec.encode(TEXT * 30)
+assert codec.decode(payload, len(TEXT) * 30) == TEXT * 30
+print(hashlib.sha256(payload).hexdigest())
+"""
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"ONEDNN_MAX_CPU_ISA": "SSE41"},
+        {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+        {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
+        {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "ATEN_CPU_CAPABILITY": "avx2"},
+        {"ATEN_CPU_CAPABILITY": "default", "LLMZIP_MATMUL": "float32"},
+        {"NUMBA_CPU_NAME": "generic"},
+        {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"},
+    ],
+    ids=lambda variables: " ".join(f"{k}={v}" for k, v in variables.items()),
+)
+def test_instruction_sets_change_nothing(
+    tiny: ModelPackage, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    payload = make_codec(tiny).encode(TEXT * 30)
+    import hashlib
+
+    environment = {**os.environ, **variables}
+    if "NUMBA_CPU_NAME" in variables:
+        environment["NUMBA_CACHE_DIR"] = str(tmp_path)
+    run = subprocess.run(
+        [sys.executable, "-c", ENCODE], env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split()[-1] == hashlib.sha256(payload).hexdigest()
+
+
+def test_malformed_payloads_are_refused(tiny: ModelPackage) -> None:
+    codec = make_codec(tiny)
+    content = TEXT * 3
+    payload = codec.encode(content)
+    for broken, message in [
+        (b"", "parameters are malformed"),
+        (payload[:1], "parameters are malformed"),
+        (b"\x80\x80", "parameters are malformed"),
+        (b"\x00\x01\x00", "0 symbols cannot stand for"),
+        (b"\xff\xff\x03\x01\x00", "65535 symbols cannot stand for"),
+        (b"\x05\x06\x00", "6 streams for 5 symbols"),
+        (b"\x05\x00\x00", "0 streams for 5 symbols"),
+        (b"\x05\x01\x02", "unknown flags 0x02"),
+    ]:
+        with pytest.raises(PayloadError, match=message):
+            codec.decode(broken, len(content))
+    with pytest.raises(PayloadError, match="more bytes than the frame"):
+        codec.decode(payload, len(content) - 1)
+    with pytest.raises(PayloadError, match="fewer bytes than the frame"):
+        codec.decode(payload, len(content) + 1)
+    with pytest.raises(PayloadError, match="a stream of 65537 symbols"):
+        codec.decode(b"\x81\x80\x04\x01\x00", 1 << 20)
+
+
+@given(code=st.binary(max_size=60), symbols=st.integers(1, 60))
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_random_payloads_end_in_an_error_or_a_content(
+    tiny: ModelPackage, code: bytes, symbols: int
+) -> None:
+    codec = make_codec(tiny)
+    for flags in (0, 1):
+        try:
+            assert len(codec.decode(bytes([symbols, 1, flags]) + code, 100)) == 100
+        except PayloadError:
+            pass
+
+
+def test_absurd_memory_is_refused(tiny: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = make_codec(tiny)
+    payload = codec.encode(TEXT)
+    monkeypatch.setattr("archiver.codec.frame.CACHE_BYTES_MAX", 1000)
+    with pytest.raises(LimitExceededError, match="to decode; the limit is"):
+        codec.decode(payload, len(TEXT))
+
+
+def test_other_versions_are_refused(tiny: ModelPackage) -> None:
+    good = PredictorSection(
+        engine_version=1,
+        package_fingerprint=tiny.fingerprint_bytes,
+        window_tokens=32,
+        sink_tokens=4,
+    )
+    newer = PredictorSection(
+        engine_version=2,
+        package_fingerprint=tiny.fingerprint_bytes,
+        window_tokens=32,
+        sink_tokens=4,
+    )
+    mixer = MixerSection(version=1, parameters=b"")
+    with pytest.raises(UnsupportedVersionError, match="needs engine version 2; this llmzip has 1"):
+        open_codec(newer, mixer, package=tiny, threads=None, chunk_tokens=None)
+    for other in (
+        MixerSection(version=9, parameters=b""),
+        MixerSection(version=1, parameters=b"x"),
+    ):
+        with pytest.raises(UnsupportedVersionError, match="needs mixer version"):
+            open_codec(good, other, package=tiny, threads=None, chunk_tokens=None)
+
+
+@pytest.mark.parametrize("symbols", [1, 5, 49, 50, 51, 1000])
+def test_streams_cover_all_symbols_evenly(symbols: int) -> None:
+    plan = plan_streams(symbols, 50)
+    lengths = np.diff(plan.starts)
+    assert lengths.sum() == symbols
+    assert lengths.max() == plan.steps <= 50
+    assert lengths.max() - lengths.min() <= 1
+    assert (np.diff(lengths) <= 0).all()
+    for step in range(plan.steps):
+        assert plan.active(step) == (lengths > step).sum()

@@ -1,0 +1,103 @@
+"""Every backend of the exact matrix product is exact, or is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from archiver.errors import ExactnessError, UsageError
+from archiver.predict.kernels import products
+from archiver.predict.kernels.products import BACKENDS, Float32Product, Product
+
+INNER = [16, 64, 576, 1040, 1041, 1536, 4000]
+
+
+def exact_product(codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return (codes.astype(np.int64) @ weights.astype(np.int64).T).astype(np.float32)
+
+
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_backend_that_passes_the_probe_is_exact(name: str, inner: int) -> None:
+    if not products.is_exact(BACKENDS[name], [inner]):
+        pytest.skip(f"{name} is not exact on this machine, and not used")
+    generator = np.random.default_rng(inner)
+    weights = generator.integers(-127, 128, (70, inner)).astype(np.int8)
+    weights[::2] = 127
+    product = BACKENDS[name](weights)
+    for rows in (1, 2, 17, 33, 300):
+        codes = generator.integers(-127, 128, (rows, inner)).astype(np.int8)
+        codes[::2] = -127
+        assert np.array_equal(product(codes), exact_product(codes, weights))
+
+
+def test_float32_is_exact_everywhere() -> None:
+    assert products.is_exact(Float32Product, INNER)
+
+
+class _Saturating(Product):
+    """What oneDNN does without VNNI: codes shifted to unsigned bytes, pairs of their products
+    added in saturating int16, the shift taken back."""
+
+    name = "saturating"
+
+    def __init__(self, weights: np.ndarray) -> None:
+        self._weights = weights.astype(np.int64)
+
+    def __call__(self, codes: np.ndarray) -> np.ndarray:
+        terms = (codes.astype(np.int64)[:, None, :] + 128) * self._weights[None]
+        pairs = np.clip(terms[..., 0::2] + terms[..., 1::2], -32768, 32767)
+        return (pairs.sum(axis=-1) - 128 * self._weights.sum(axis=-1)).astype(np.float32)
+
+
+class _Missing(Product):
+    name = "missing"
+
+    def __init__(self, weights: np.ndarray) -> None:
+        raise RuntimeError("no such operator")
+
+    def __call__(self, codes: np.ndarray) -> np.ndarray:
+        raise AssertionError
+
+
+def test_the_probe_finds_saturation() -> None:
+    assert not products.is_exact(_Saturating, [64])
+
+
+def test_inexact_and_missing_backends_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(products.BACKEND_VARIABLE, raising=False)
+    backends = {"missing": _Missing, "saturating": _Saturating, "float32": Float32Product}
+    monkeypatch.setattr(products, "BACKENDS", backends)
+    assert products.choose_backend([64]) is Float32Product
+    with pytest.raises(ExactnessError, match="'saturating' is not exact"):
+        products.choose_backend([64], "saturating")
+    del backends["float32"]
+    with pytest.raises(ExactnessError, match="no matrix product on this machine"):
+        products.choose_backend([64])
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(UsageError, match="no matrix product 'gpu'; there are onednn, int_mm"):
+        products.choose_backend([64], "gpu")
+
+
+@pytest.mark.parametrize("isa", ["SSE41", "AVX2", "AVX512_CORE", "AVX512_CORE_VNNI"])
+def test_some_backend_is_exact_at_each_instruction_set(isa: str) -> None:
+    """On processors without VNNI oneDNN's product saturates; the probe must see it."""
+    code = (
+        "from archiver.predict.kernels import products as p\n"
+        "exact = {n: p.is_exact(b, [64, 576, 1536]) for n, b in p.BACKENDS.items()}\n"
+        "print(p.choose_backend([64, 576, 1536]).name, exact)\n"
+    )
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    environment.pop(products.BACKEND_VARIABLE, None)
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    name = run.stdout.split()[0]
+    assert name in BACKENDS
+    assert f"'{name}': True" in run.stdout

@@ -1,0 +1,135 @@
+"""An archive's content: the whole of FORMAT.md, front to back.
+
+Command:
+    python -m tests.reference.decoder ARCHIVE PACKAGE_FOLDER > CONTENT
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from archiver.errors import FrameDamagedError, ModelMissingError
+from tests.reference.coder import Contexts, RangeDecoder, TokenTree
+from tests.reference.container import (
+    RAW,
+    ZSTD,
+    Frame,
+    MalformedError,
+    PredictorSection,
+    check_trailer,
+    check_whole,
+    decode_zstd,
+    hash64,
+    read_frames,
+    read_header,
+    read_varint,
+)
+from tests.reference.package import Package, read_package
+from tests.reference.predictor import Model, Stream
+
+LARGEST_STREAMS = 1024
+LARGEST_STREAM_TOKENS = 65536
+
+
+def decode(archive: bytes, package_folder: Path) -> bytes:
+    """The content of an archive.
+
+    Raises:
+        ArchiverError: it must be rejected; the class is the one that FORMAT.md names.
+    """
+    header = read_header(archive)
+    frames, trailer_offset = read_frames(archive, header.archive_bytes)
+    check_trailer(archive, trailer_offset, frames)
+    predictor = None
+    contents = []
+    for frame in frames:
+        try:
+            if frame.coding == RAW:
+                content = frame.payload
+            elif frame.coding == ZSTD:
+                content = decode_zstd(frame.payload, frame.content_bytes)
+            else:
+                if header.predictor is None:
+                    raise MalformedError("the header lacks a section for it")
+                predictor = predictor or FramePredictor(header.predictor, package_folder)
+                content = predictor.decode(frame)
+        except MalformedError as error:
+            raise FrameDamagedError(frame.number, str(error)) from error
+        if len(content) != frame.content_bytes or hash64(content) != frame.content_hash:
+            raise FrameDamagedError(frame.number, "the content is another one")
+        contents.append(content)
+    whole = b"".join(contents)
+    check_whole(archive, whole)
+    return whole
+
+
+class FramePredictor:
+    """Decodes frames of coding PREDICTOR with one model and one pair of window and sinks."""
+
+    def __init__(self, section: PredictorSection, package_folder: Path) -> None:
+        package: Package = read_package(package_folder)
+        if package.fingerprint[:8] != section.package_fingerprint:
+            raise ModelMissingError(f"the archive needs {section.package_fingerprint.hex()}")
+        self._section = section
+        self._model = Model(package)
+        self._tokens = package.tokens()
+        self._tree = TokenTree(self._tokens)
+
+    def decode(self, frame: Frame) -> bytes:
+        """The content of a frame.
+
+        Raises:
+            MalformedError: a parameter is beyond its limit, or the content too long.
+        """
+        symbols, offset = read_varint(frame.payload, 0)
+        stream_count, offset = read_varint(frame.payload, offset)
+        if not 1 <= symbols <= frame.content_bytes:
+            raise MalformedError(f"{symbols} symbols")
+        if not 1 <= stream_count <= min(symbols, LARGEST_STREAMS):
+            raise MalformedError(f"{stream_count} streams")
+        if frame.payload[offset : offset + 1] not in (b"\0", b"\1"):
+            raise MalformedError("the flags are wrong or missing")
+        with_escapes = frame.payload[offset] == 1
+        longer = symbols % stream_count
+        lengths = [symbols // stream_count + (n < longer) for n in range(stream_count)]
+        if max(lengths) > LARGEST_STREAM_TOKENS:
+            raise MalformedError("a stream is too long")
+
+        range_decoder = RangeDecoder(frame.payload[offset + 1 :])
+        contexts = Contexts(range_decoder)
+        chunks: list[list[bytes]] = [[] for _ in lengths]
+        streams = [
+            Stream(
+                self._model,
+                positions=length,
+                window_tokens=self._section.window_tokens,
+                sink_tokens=self._section.sink_tokens,
+            )
+            for length in lengths
+        ]
+        inputs = [self._model.start_token] * stream_count
+        after_escape = [False] * stream_count
+        decoded_bytes = 0
+        for position in range(max(lengths)):
+            for n in range(stream_count):
+                if position >= lengths[n]:
+                    continue
+                weights = streams[n].step(inputs[n])
+                after_escape[n] = with_escapes and contexts.is_escape(after_escape[n])
+                if after_escape[n]:
+                    symbol = contexts.escape()
+                    inputs[n] = self._model.start_token
+                else:
+                    inputs[n] = self._tree.decode(weights, range_decoder)
+                    symbol = self._tokens[inputs[n]]
+                chunks[n].append(symbol)
+                decoded_bytes += len(symbol)
+                if decoded_bytes > frame.content_bytes:
+                    raise MalformedError("the symbols stand for too many bytes")
+        return b"".join(b"".join(chunk) for chunk in chunks)
+
+
+if __name__ == "__main__":
+    archive_file, folder = map(Path, sys.argv[1:])
+    sys.stdout.buffer.write(decode(archive_file.read_bytes(), folder))
