@@ -1,7 +1,7 @@
 """A frame's content to its payload and back.
 
-encode:  content ── symbols ── streams ──┬─ model, whole blocks ── probabilities ─┐
-                                         └─ ranks ────────────────────────────────┴─ coder ── payload
+encode:  content ── symbols ── streams ─┬─ model, whole blocks ── probabilities ─┐
+                                        └─ ranks ───────────────────────────────┴─ coder ── payload
 decode:  payload ── coder ─┬─ ranks ── bytes ── content
                 ┌──────────┘   │
                 └─ weights ── model, one step of all streams
@@ -114,7 +114,8 @@ class FrameCodec:
         """Whether the model may shrink this content: not where its bytes look random."""
         counts = np.bincount(np.frombuffer(content, np.uint8), minlength=256)
         shares = counts[counts > 0] / len(content)
-        return -sum(share * math.log2(share) for share in shares.tolist()) < ENTROPY_MAX_BITS
+        entropy_bits = -sum(share * math.log2(share) for share in shares.tolist())
+        return bool(entropy_bits < ENTROPY_MAX_BITS)
 
     def encode(self, content: bytes, progress: Progress | None = None) -> bytes:
         """The payload of which `decode` makes `content` again.
@@ -122,7 +123,8 @@ class FrameCodec:
         Args:
             content: at least one byte; progress: called with bytes finished since the last call.
         """
-        assert self._tokenizer is not None and content
+        assert self._tokenizer is not None
+        assert content
         vocabulary = self._engine.vocabulary
         symbols = symbols_of(content, vocabulary, self._tokenizer)
         ranks = symbols.ranks

@@ -37,8 +37,8 @@ def new_contexts() -> UInt32Array:
     return contexts
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _code_adaptive(state, buffer, contexts, context, bit):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True, error_model="numpy")
+def _code_adaptive(state, buffer, contexts, context, bit):
     """Code a bit by a probability that then moves 1/32 of the way towards it.
 
     The probability stays in 31 .. 2^22 - 31: neither step is taken from closer to the end.
@@ -53,14 +53,14 @@ def _code_adaptive(state, buffer, contexts, context, bit):  # type: ignore[no-un
     return bit
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def code_flag(state, buffer, contexts, after_escape, escape):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True, error_model="numpy")
+def code_flag(state, buffer, contexts, after_escape, escape):
     """Code whether the symbol is an escape; returns it."""
     return _code_adaptive(state, buffer, contexts, FLAG_CONTEXT + after_escape, escape)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def code_run(state, buffer, contexts, run, length):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True, error_model="numpy")
+def code_run(state, buffer, contexts, run, length):
     """Code the bytes of an escape; returns their number.
 
     Args:
@@ -92,9 +92,8 @@ def code_run(state, buffer, contexts, run, length):  # type: ignore[no-untyped-d
             return i
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def code_token(state, buffer, splits, left, right, rank, probabilities, weights,
-               cumulative):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True, error_model="numpy")
+def code_token(state, buffer, splits, left, right, rank, probabilities, weights, cumulative):
     """Code a token as its path of decisions; returns its rank.
 
     Args:
@@ -133,9 +132,23 @@ def code_token(state, buffer, splits, left, right, rank, probabilities, weights,
             return found
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def encode_symbols(state, buffer, contexts, has_escapes, splits, left, right, ranks, starts,
-                   lengths, firsts, probabilities, runs, run_offsets):  # type: ignore
+@njit(nogil=True, cache=True, error_model="numpy")
+def encode_symbols(
+    state,
+    buffer,
+    contexts,
+    has_escapes,
+    splits,
+    left,
+    right,
+    ranks,
+    starts,
+    lengths,
+    firsts,
+    probabilities,
+    runs,
+    run_offsets,
+):
     """Code all symbols of a frame: step by step, within a step stream by stream.
 
     Args:
@@ -159,13 +172,34 @@ def encode_symbols(state, buffer, contexts, has_escapes, splits, left, right, ra
                 run = runs[run_offsets[i] : run_offsets[i + 1]]
                 code_run(state, buffer, contexts, run, run.shape[0])
             else:
-                code_token(state, buffer, splits, left, right, np.int64(ranks[i]),
-                           probabilities[firsts[i] :], no_weights, no_totals)
+                code_token(
+                    state,
+                    buffer,
+                    splits,
+                    left,
+                    right,
+                    np.int64(ranks[i]),
+                    probabilities[firsts[i] :],
+                    no_weights,
+                    no_totals,
+                )
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def decode_step(state, buffer, contexts, has_escapes, splits, left, right, weights, cumulative,
-                ranks, runs, run_lengths):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True, error_model="numpy")
+def decode_step(
+    state,
+    buffer,
+    contexts,
+    has_escapes,
+    splits,
+    left,
+    right,
+    weights,
+    cumulative,
+    ranks,
+    runs,
+    run_lengths,
+):
     """Decode the next symbol of the first ranks.shape[0] streams, one each.
 
     Args:
@@ -194,6 +228,15 @@ def decode_step(state, buffer, contexts, has_escapes, splits, left, right, weigh
             run_lengths[stream] = length
             used += length
         else:
-            ranks[stream] = code_token(state, buffer, splits, left, right, np.int64(0),
-                                       no_probabilities, weights[stream], cumulative[stream])
+            ranks[stream] = code_token(
+                state,
+                buffer,
+                splits,
+                left,
+                right,
+                np.int64(0),
+                no_probabilities,
+                weights[stream],
+                cumulative[stream],
+            )
     return used

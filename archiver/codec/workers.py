@@ -7,6 +7,7 @@ only. Kernels and matrix products release the interpreter's lock.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +45,7 @@ class Stepper:
         self._engine = engine
         self._pool = pool
         edges = [streams * i // groups for i in range(groups + 1)]
-        self._groups = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+        self._groups = [slice(a, b) for a, b in itertools.pairwise(edges) if a < b]
         self._sessions = [
             Session(engine, streams=group.stop - group.start, tokens=steps, steps=1)
             for group in self._groups

@@ -39,16 +39,16 @@ POSITION = 3  # next byte of the buffer
 FIELDS = 4
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _next_byte(state, buffer):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True, error_model="numpy")
+def _next_byte(state, buffer):
     """The next payload byte; past the end zeros, which the encoder leaves out."""
     position = state[POSITION]
     state[POSITION] = position + 1
     return np.int64(buffer[position]) if position < buffer.shape[0] else np.int64(0)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _carry(state, buffer):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True, error_model="numpy")
+def _carry(state, buffer):
     """Add one to the number that the bytes written so far stand for."""
     i = state[POSITION] - 1
     while buffer[i] == 255:
@@ -57,8 +57,8 @@ def _carry(state, buffer):  # type: ignore[no-untyped-def]
     buffer[i] += np.uint8(1)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def code_bit(state, buffer, probability, bit):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True, error_model="numpy")
+def code_bit(state, buffer, probability, bit):
     """Code one bit; returns it, which in decoding is news.
 
     Args:

@@ -87,7 +87,7 @@ class Reporter:
         if not self._shows_progress:
             yield lambda done_bytes: None
             return
-        from tqdm import tqdm  # type: ignore[import-untyped]
+        from tqdm import tqdm
 
         with tqdm(
             desc=name, total=total_bytes, unit="B", unit_scale=True, leave=False, dynamic_ncols=True

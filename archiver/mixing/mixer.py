@@ -14,12 +14,12 @@ from numba import njit
 MIXER_VERSION = 1
 
 
-@njit(nogil=True, cache=True, inline="always")  # type: ignore[untyped-decorator]
-def predict(probability):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True, inline="always")
+def predict(probability):
     """P(1) of the next decision in units of 2^-22, given the model's."""
     return probability
 
 
-@njit(nogil=True, cache=True, inline="always")  # type: ignore[untyped-decorator]
-def update(bit):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True, inline="always")
+def update(bit):
     """Learn the decision's outcome."""

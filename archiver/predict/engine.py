@@ -156,7 +156,7 @@ class Engine:
         Raises:
             UsageError: window or sinks out of range. InvalidModelError: a malformed package.
         """
-        if not (1 <= window and 0 <= sinks and window + sinks < VISIBLE_MAX):
+        if not (window >= 1 and sinks >= 0 and window + sinks < VISIBLE_MAX):
             raise UsageError(
                 f"window {window} with {sinks} sinks: the sum must stay below {VISIBLE_MAX}"
             )

@@ -68,7 +68,9 @@ def rotary_tables(theta: float, head_dim: int) -> tuple[Float64Array, Float64Arr
         log_theta = Decimal(theta).ln()
         for i in range(half):
             step = (-log_theta * 2 * i / head_dim).exp()
-            cosine, sine = (int((v * (1 << FIXED_BITS)).to_integral_value()) for v in _cos_sin(step))
+            cosine, sine = (
+                int((v * (1 << FIXED_BITS)).to_integral_value()) for v in _cos_sin(step)
+            )
             near = _powers(cosine, sine, ROTARY_SPAN)
             far = _powers(*near[ROTARY_SPAN], ROTARY_SPAN)
             for position in range(ROTARY_SPAN):
@@ -101,10 +103,11 @@ def _is_prime(n: int) -> bool:
 
 
 def _residue_matrix(q: int) -> Int8Array:
-    """Jacobsthal's matrix: +1 where i - j is a square modulo the prime q, -1 where not, 0 at i=j."""
+    """Jacobsthal matrix: +1 where i - j is a square modulo a prime q, 0 for i = j, else -1."""
     squares = {x * x % q for x in range(1, q)}
     line = np.array([0] + [1 if d in squares else -1 for d in range(1, q)], np.int8)
-    return line[(np.arange(q)[:, None] - np.arange(q)[None, :]) % q]
+    matrix: Int8Array = line[(np.arange(q)[:, None] - np.arange(q)[None, :]) % q]
+    return matrix
 
 
 def hadamard(order: int) -> Int8Array | None:

@@ -11,6 +11,7 @@ Source: FORMAT.md, section "Decision tree".
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,8 +24,8 @@ from archiver.types import Int32Array, Int64Array, UInt8Array
 BITS_PER_BYTE = 9  # eight of the byte and one that says whether the token goes on
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _first_differences(data, offsets, places):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def _first_differences(data, offsets, places):
     """places[i] = index of the first decision in which tokens i and i + 1 differ, or -1 if the
     two are not in strictly ascending order."""
     for i in range(places.shape[0]):
@@ -44,8 +45,8 @@ def _first_differences(data, offsets, places):  # type: ignore[no-untyped-def]
             places[i] = 9 * common + bit if x < y else -1
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _build_tree(places, splits, left, right):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def _build_tree(places, splits, left, right):
     """The Cartesian tree of `places`: the earliest decision of a range is its root.
 
     Nodes are numbered in preorder, so a child's number is greater than its parent's.
@@ -94,8 +95,8 @@ def _build_tree(places, splits, left, right):  # type: ignore[no-untyped-def]
         number += 1
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _depth(left, right):  # type: ignore[no-untyped-def]
+@njit(nogil=True, cache=True)
+def _depth(left, right):
     """The longest path through the tree, in decisions; children follow their parents."""
     depth = np.ones(left.shape[0], np.int32)
     deepest = 1
@@ -140,9 +141,14 @@ class Vocabulary:
             InvalidModelError: the tokens are not sorted, not unique, or one is empty.
         """
         tokens = len(offsets) - 1
-        if tokens < 2 or offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) < 1).any():
+        if (
+            tokens < 2
+            or offsets[0] != 0
+            or offsets[-1] != len(data)
+            or (np.diff(offsets) < 1).any()
+        ):
             raise InvalidModelError("the package's token table is malformed")
-        if rank_of_id.size and not (-1 <= rank_of_id.min() and rank_of_id.max() < tokens):
+        if rank_of_id.size and not (rank_of_id.min() >= -1 and rank_of_id.max() < tokens):
             raise InvalidModelError("the package's token numbers are out of range")
         by_boundary = np.empty(tokens - 1, np.int32)
         _first_differences(data, offsets, by_boundary)
@@ -175,7 +181,7 @@ class Vocabulary:
         """All byte strings in the order of ranks."""
         joined = self.data.tobytes()
         bounds = self.offsets.tolist()
-        return [joined[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [joined[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 def sort_tokens(

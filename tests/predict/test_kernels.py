@@ -33,9 +33,7 @@ def exp2_by_definition(x: np.ndarray) -> np.ndarray:
     x = np.maximum(x, np.float32(-40))
     n = np.rint(x)
     f = x - n
-    p = np.float32(float.fromhex("0x1.5ec866p-10")) * f + np.float32(
-        float.fromhex("0x1.3cbf6p-7")
-    )
+    p = np.float32(float.fromhex("0x1.5ec866p-10")) * f + np.float32(float.fromhex("0x1.3cbf6p-7"))
     for c in ("0x1.c6afeep-5", "0x1.ebfa4cp-3", "0x1.62e43p-1", "1"):
         p = p * f + np.float32(float.fromhex(c))
     return p * np.exp2(n.astype(np.float64)).astype(np.float32)

@@ -39,7 +39,7 @@ WEIGHT_ONE = np.float32(65472.0)  # total of the integer probabilities; each sta
 @njit(**KERNEL_OPTIONS)
 def store_key_value(
     key, value, key_scale, value_scale, keys, values, key_scales, value_scales, slot
-):  # type: ignore[no-untyped-def]
+):
     """The key and value of one position lie in the cache of one stream and head, at `slot`.
 
     Args:
@@ -60,7 +60,7 @@ def store_key_value(
 
 
 @njit(**KERNEL_OPTIONS)
-def _sum(codes):  # type: ignore[no-untyped-def]
+def _sum(codes):
     """The int32 sum of int8 codes."""
     total = np.int32(0)
     for i in range(codes.shape[0]):
@@ -69,7 +69,7 @@ def _sum(codes):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL_OPTIONS)
-def _greatest(scales):  # type: ignore[no-untyped-def]
+def _greatest(scales):
     """The order key of the greatest of some positive scales, 0 for none."""
     best = np.int32(0)
     for i in range(scales.shape[0]):
@@ -78,7 +78,7 @@ def _greatest(scales):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL_OPTIONS)
-def _dot_group(keys, key_at, query, query_at, quads, group, dots, at, stride, tiles):  # type: ignore
+def _dot_group(keys, key_at, query, query_at, quads, group, dots, at, stride, tiles):
     """Dot products of 16 * tiles keys with `group` queries that lie one after the other."""
     rest = group
     while rest >= 4:
@@ -95,7 +95,7 @@ def _dot_group(keys, key_at, query, query_at, quads, group, dots, at, stride, ti
 
 
 @njit(**KERNEL_OPTIONS)
-def _add_values(values, value_at, head_dim, high, low, at, tiles, sums):  # type: ignore
+def _add_values(values, value_at, head_dim, high, low, at, tiles, sums):
     """sums += the values of 16 * tiles positions times their weights."""
     if head_dim % 64 == 0:
         for d in range(0, head_dim, 64):
@@ -124,7 +124,7 @@ def attend(
     window,
     sinks,
     out,
-):  # type: ignore[no-untyped-def]
+):
     """out[row] holds each head's attention over the positions that the row sees.
 
     Args:
@@ -191,8 +191,18 @@ def attend(
             )
             at = (row * heads + kv * group) * head_dim
             _dot_group(sk, 0, flat_sink_query, at, quads, group, dots, 0, capacity, lead >> 4)
-            _dot_group(k, first_slot * tile_bytes, flat_query, at, quads, group, dots, lead,
-                       capacity, before_wrap)
+            _dot_group(
+                k,
+                first_slot * tile_bytes,
+                flat_query,
+                at,
+                quads,
+                group,
+                dots,
+                lead,
+                capacity,
+                before_wrap,
+            )
             _dot_group(k, 0, flat_query, at, quads, group, dots, far_lead, capacity, far_tiles)
 
             for member in range(group):
@@ -218,8 +228,9 @@ def attend(
 
                 sums[:] = 0
                 _add_values(sv, 0, head_dim, high, low, 0, lead >> 4, sums)
-                _add_values(v, first_slot * tile_bytes, head_dim, high, low, lead, before_wrap,
-                            sums)
+                _add_values(
+                    v, first_slot * tile_bytes, head_dim, high, low, lead, before_wrap, sums
+                )
                 _add_values(v, 0, head_dim, high, low, far_lead, far_tiles, sums)
                 back = value_max / WEIGHT_ONE
                 for d in range(head_dim):

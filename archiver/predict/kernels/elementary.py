@@ -38,6 +38,7 @@ EXP2_C5 = np.float32(float.fromhex("0x1.5ec866p-10"))
 ROUNDING_MAGIC = np.float32(12582912.0)  # 1.5 * 2^23: adding it rounds |x| < 2^22 to an integer
 EXP2_FLOOR = np.float32(-40.0)
 
+
 @intrinsic
 def bits_to_float(typingctx: Any, bits: Any) -> Any:
     """Reinterpret an int32 as the binary32 with the same bits."""
@@ -59,32 +60,32 @@ def float_to_bits(typingctx: Any, x: Any) -> Any:
 
 
 @njit(inline="always", **KERNEL_OPTIONS)
-def round_to_int(x):  # type: ignore[no-untyped-def]
+def round_to_int(x):
     """The integer (int32) nearest to the binary32 x, ties to even; exact for |x| < 2^22."""
     return np.int32((x + ROUNDING_MAGIC) - ROUNDING_MAGIC)
 
 
 @njit(inline="always", **KERNEL_OPTIONS)
-def order_key(x):  # type: ignore[no-untyped-def]
+def order_key(x):
     """An int32 that orders as the binary32 x does, so that a maximum is one of integers."""
     bits = float_to_bits(x)
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
 @njit(inline="always", **KERNEL_OPTIONS)
-def float_of_key(key):  # type: ignore[no-untyped-def]
+def float_of_key(key):
     """The binary32 whose `order_key` is key."""
     return bits_to_float(key ^ ((key >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @njit(inline="always", **KERNEL_OPTIONS)
-def magnitude_key(x):  # type: ignore[no-untyped-def]
+def magnitude_key(x):
     """An int32 that orders as |x| does; `bits_to_float` of it is |x|."""
     return float_to_bits(x) & np.int32(0x7FFFFFFF)
 
 
 @njit(inline="always", **KERNEL_OPTIONS)
-def exp2_nonpositive(x):  # type: ignore[no-untyped-def]
+def exp2_nonpositive(x):
     """2^max(x, -40) for a binary32 x <= 0, within 2.7e-7 relative, the same bits everywhere."""
     clamped = max(x, EXP2_FLOOR)
     whole = (clamped + ROUNDING_MAGIC) - ROUNDING_MAGIC

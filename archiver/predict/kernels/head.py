@@ -26,7 +26,7 @@ PROBABILITY_ONE = 1 << PROBABILITY_BITS
 
 
 @njit(**KERNEL_OPTIONS)
-def _weigh_logits(product, scale, head_scales, logits):  # type: ignore[no-untyped-def]
+def _weigh_logits(product, scale, head_scales, logits):
     best = np.int32(-(2**31))
     for j in range(logits.shape[0]):
         z = product[j] * (scale * head_scales[j])
@@ -36,13 +36,13 @@ def _weigh_logits(product, scale, head_scales, logits):  # type: ignore[no-untyp
 
 
 @njit(**KERNEL_OPTIONS)
-def _weights(logits, top, weights):  # type: ignore[no-untyped-def]
+def _weights(logits, top, weights):
     for j in range(weights.shape[0]):
         weights[j] = np.int32(exp2_nonpositive(logits[j] - top) * WEIGHT_SCALE) + np.int32(1)
 
 
 @njit(**KERNEL_OPTIONS)
-def _tile_total(weights):  # type: ignore[no-untyped-def]
+def _tile_total(weights):
     total = np.int64(0)
     for j in range(weights.shape[0]):
         total += np.int64(weights[j])
@@ -50,8 +50,7 @@ def _tile_total(weights):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL_OPTIONS)
-def weigh_vocabulary(product, scale, head_scales, logits, weights,
-                     cumulative):  # type: ignore[no-untyped-def]
+def weigh_vocabulary(product, scale, head_scales, logits, weights, cumulative):
     """weights[rank] is the rank's integer weight, cumulative[t] the weight of ranks < 64 t.
 
     Args:
@@ -71,14 +70,14 @@ def weigh_vocabulary(product, scale, head_scales, logits, weights,
 
 
 @njit(**KERNEL_OPTIONS)
-def weight_below(rank, weights, cumulative):  # type: ignore[no-untyped-def]
+def weight_below(rank, weights, cumulative):
     """The total weight of all ranks below `rank`, int64."""
     tile = rank >> 6
     return cumulative[tile] + _tile_total(weights[tile << 6 : rank])
 
 
 @njit(**KERNEL_OPTIONS)
-def split_probability(left, right):  # type: ignore[no-untyped-def]
+def split_probability(left, right):
     """P(1) in units of 2^-22, in 1 .. 2^22 - 1, where weights `left` stand for 0, `right` for 1.
 
     Both are positive and their sum is below 2^53, so the conversions are exact and the quotient
@@ -89,8 +88,9 @@ def split_probability(left, right):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL_OPTIONS)
-def path_probabilities(products, scales, head_scales, ranks, splits, left, right, probabilities,
-                       counts):  # type: ignore[no-untyped-def]
+def path_probabilities(
+    products, scales, head_scales, ranks, splits, left, right, probabilities, counts
+):
     """The model's probabilities along each row's own path, one after the other.
 
     Args:

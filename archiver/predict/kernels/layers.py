@@ -30,7 +30,7 @@ SIGN_BIT = np.int32(-(2**31))
 
 
 @njit(**KERNEL_OPTIONS)
-def greatest_magnitude(x):  # type: ignore[no-untyped-def]
+def greatest_magnitude(x):
     """max(2^-40, max |x|) of a binary32 vector."""
     best = np.int32(0)
     for j in range(x.shape[0]):
@@ -39,7 +39,7 @@ def greatest_magnitude(x):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL_OPTIONS)
-def quantize(x, magnitude, codes):  # type: ignore[no-untyped-def]
+def quantize(x, magnitude, codes):
     """codes = round(x * (127 / magnitude)), |codes| <= 127, for |x| <= magnitude."""
     to_code = CODE_MAX / magnitude
     for j in range(x.shape[0]):
@@ -47,7 +47,7 @@ def quantize(x, magnitude, codes):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL_OPTIONS)
-def _square_sum(x, to_fixed):  # type: ignore[no-untyped-def]
+def _square_sum(x, to_fixed):
     """Sum of squares of round(x * to_fixed) in int64; each term is below 2^30."""
     total = np.int64(0)
     for j in range(x.shape[0]):
@@ -57,7 +57,7 @@ def _square_sum(x, to_fixed):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL_OPTIONS)
-def embed(tokens, embed_codes, embed_scales, x):  # type: ignore[no-untyped-def]
+def embed(tokens, embed_codes, embed_scales, x):
     """x[row] = the embedding of tokens[row]; tokens int32 [rows], x float32 [rows, hidden]."""
     for row in range(tokens.shape[0]):
         token = tokens[row]
@@ -67,7 +67,7 @@ def embed(tokens, embed_codes, embed_scales, x):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL_OPTIONS)
-def normalize(x, epsilon, codes, scales):  # type: ignore[no-untyped-def]
+def normalize(x, epsilon, codes, scales):
     """codes * scales = x / sqrt(mean(x^2) + epsilon), row by row; gains live in the weights.
 
     Args:
@@ -86,7 +86,7 @@ def normalize(x, epsilon, codes, scales):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL_OPTIONS)
-def add_product(x, product, scales, weight_scales):  # type: ignore[no-untyped-def]
+def add_product(x, product, scales, weight_scales):
     """x += product * scales * weight_scales; x, product float32 [rows, hidden]."""
     for row in range(x.shape[0]):
         scale = scales[row]
@@ -95,13 +95,13 @@ def add_product(x, product, scales, weight_scales):  # type: ignore[no-untyped-d
 
 
 @njit(**KERNEL_OPTIONS)
-def _unscale(product, scale, weight_scales, y):  # type: ignore[no-untyped-def]
+def _unscale(product, scale, weight_scales, y):
     for j in range(y.shape[0]):
         y[j] = product[j] * (scale * weight_scales[j])
 
 
 @njit(**KERNEL_OPTIONS)
-def _rotate(y, cosines, sines, out):  # type: ignore[no-untyped-def]
+def _rotate(y, cosines, sines, out):
     """out = y with its half-split pairs (d, d + head_dim/2) turned by the position's angles."""
     half = cosines.shape[0]
     for d in range(half):
@@ -111,10 +111,30 @@ def _rotate(y, cosines, sines, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL_OPTIONS)
-def project_heads(product, scales, weight_scales, cosines, sines, row_stream, row_position,
-                  window, sinks, query, query_scale, sink_query, sink_query_scale, keys, values,
-                  key_scales, value_scales, sink_keys, sink_values, sink_key_scales,
-                  sink_value_scales, logit_unit):  # type: ignore[no-untyped-def]
+def project_heads(
+    product,
+    scales,
+    weight_scales,
+    cosines,
+    sines,
+    row_stream,
+    row_position,
+    window,
+    sinks,
+    query,
+    query_scale,
+    sink_query,
+    sink_query_scale,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    sink_keys,
+    sink_values,
+    sink_key_scales,
+    sink_value_scales,
+    logit_unit,
+):
     """Queries are rotated and coded, keys and values lie in the cache (and in the sinks').
 
     Args:
@@ -161,16 +181,33 @@ def project_heads(product, scales, weight_scales, cosines, sines, row_stream, ro
             quantize(part, value_magnitude, value_code)
             key_scale = key_magnitude / CODE_MAX
             value_scale = value_magnitude / CODE_MAX
-            store_key_value(key_code, value_code, key_scale, value_scale, keys[s, kv],
-                            values[s, kv], key_scales[s, kv], value_scales[s, kv], p % ring)
+            store_key_value(
+                key_code,
+                value_code,
+                key_scale,
+                value_scale,
+                keys[s, kv],
+                values[s, kv],
+                key_scales[s, kv],
+                value_scales[s, kv],
+                p % ring,
+            )
             if p < sinks:
-                store_key_value(key_code, value_code, key_scale, value_scale, sink_keys[s, kv],
-                                sink_values[s, kv], sink_key_scales[s, kv],
-                                sink_value_scales[s, kv], p)
+                store_key_value(
+                    key_code,
+                    value_code,
+                    key_scale,
+                    value_scale,
+                    sink_keys[s, kv],
+                    sink_values[s, kv],
+                    sink_key_scales[s, kv],
+                    sink_value_scales[s, kv],
+                    p,
+                )
 
 
 @njit(**KERNEL_OPTIONS)
-def quantize_rows(x, codes, scales):  # type: ignore[no-untyped-def]
+def quantize_rows(x, codes, scales):
     """codes * scales = x row by row; x float32 [rows, n], codes int8 [rows, n]."""
     for row in range(x.shape[0]):
         magnitude = greatest_magnitude(x[row])
@@ -179,7 +216,7 @@ def quantize_rows(x, codes, scales):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL_OPTIONS)
-def _gate(product, scale, weight_scales, gated):  # type: ignore[no-untyped-def]
+def _gate(product, scale, weight_scales, gated):
     """gated = silu(gate) * up, where the product holds gate and up side by side."""
     n = gated.shape[0]
     gates = product[:n]
@@ -196,7 +233,7 @@ def _gate(product, scale, weight_scales, gated):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL_OPTIONS)
-def _transform(x, span):  # type: ignore[no-untyped-def]
+def _transform(x, span):
     """Every aligned run of `span` (a power of two, 16 or more) becomes its Walsh-Hadamard
     transform: butterflies of step 1, 2, ... span / 2."""
     transform_tiles(x, x.shape[0] >> 4)
@@ -214,7 +251,7 @@ def _transform(x, span):  # type: ignore[no-untyped-def]
 
 
 @njit(**KERNEL_OPTIONS)
-def gate_and_rotate(product, scales, weight_scales, span, codes, code_scales):  # type: ignore[no-untyped-def]
+def gate_and_rotate(product, scales, weight_scales, span, codes, code_scales):
     """codes * code_scales = the Walsh-Hadamard transform of silu(gate) * up, row by row.
 
     The rotation spreads the activation's outliers over all channels, so that 8 bits suffice;

@@ -12,6 +12,7 @@ products in saturating int16 on x86 processors without VNNI.)
 
 from __future__ import annotations
 
+import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -88,7 +89,7 @@ class Float32Product(Product):
         edges = [inner * i // count for i in range(count + 1)]
         self._parts = [
             (slice(a, b), _tensor(weights[:, a:b]).float().t())
-            for a, b in zip(edges, edges[1:], strict=False)
+            for a, b in itertools.pairwise(edges)
         ]
 
     def __call__(self, codes: Int8Array) -> Float32Array:

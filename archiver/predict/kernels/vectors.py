@@ -11,7 +11,7 @@ All counts are in tiles of 16; all offsets in items of their array.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsFloat
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -69,7 +69,7 @@ class _Lanes:
     def ints(self, value: int) -> Any:
         return ir.Constant(_INTS, [value] * LANES)
 
-    def floats(self, value: float) -> Any:
+    def floats(self, value: SupportsFloat) -> Any:
         return ir.Constant(_FLOATS, [float(value)] * LANES)
 
     def splat(self, scalar: Any, kind: Any) -> Any:
@@ -134,7 +134,6 @@ class _Lanes:
         return acc
 
 
-
 def _codegen(body: Callable[..., Any]) -> Any:
     """Code generation that hands `body` the lane builder, the argument types and values."""
 
@@ -146,8 +145,19 @@ def _codegen(body: Callable[..., Any]) -> Any:
 
 
 def _dot_keys(members: int, native: bool) -> Any:
-    def body(v: _Lanes, kinds: Any, keys: Any, key_at: Any, query: Any, query_at: Any,
-             quads: Any, out: Any, out_at: Any, out_stride: Any, tiles: Any) -> None:
+    def body(
+        v: _Lanes,
+        kinds: Any,
+        keys: Any,
+        key_at: Any,
+        query: Any,
+        query_at: Any,
+        quads: Any,
+        out: Any,
+        out_at: Any,
+        out_stride: Any,
+        tiles: Any,
+    ) -> None:
         b = v.builder
         key_rows = v.pointer(kinds[0], keys, key_at, _INTS)
         query_rows = v.pointer(kinds[2], query, query_at, _I32)
@@ -170,8 +180,7 @@ def _dot_keys(members: int, native: bool) -> Any:
                 v.store(b.load(total), target, tile.index)
 
     @intrinsic
-    def dot_keys(typingctx, keys, key_at, query, query_at, quads, out, out_at,  # type: ignore
-                 out_stride, tiles):
+    def dot_keys(typingctx, keys, key_at, query, query_at, quads, out, out_at, out_stride, tiles):
         i = types.int64
         return types.void(keys, i, query, i, i, out, i, i, i), _codegen(body)
 
@@ -179,12 +188,25 @@ def _dot_keys(members: int, native: bool) -> Any:
 
 
 def _dot_values(groups: int, native: bool) -> Any:
-    def body(v: _Lanes, kinds: Any, values: Any, value_at: Any, row_bytes: Any, high: Any,
-             low: Any, weight_at: Any, quads: Any, out: Any, out_at: Any) -> None:
+    def body(
+        v: _Lanes,
+        kinds: Any,
+        values: Any,
+        value_at: Any,
+        row_bytes: Any,
+        high: Any,
+        low: Any,
+        weight_at: Any,
+        quads: Any,
+        out: Any,
+        out_at: Any,
+    ) -> None:
         b = v.builder
         rows = v.pointer(kinds[0], values, value_at, _I8)
-        parts = [v.pointer(kinds[3], high, weight_at, _I32),
-                 v.pointer(kinds[4], low, weight_at, _I32)]
+        parts = [
+            v.pointer(kinds[3], high, weight_at, _I32),
+            v.pointer(kinds[4], low, weight_at, _I32),
+        ]
         target = v.pointer(kinds[7], out, out_at, _INTS)
         sums = [[v.cell(_INTS, v.ints(0)) for _ in range(groups)] for _ in parts]
         with cgutils.for_range(b, quads) as loop:
@@ -201,8 +223,9 @@ def _dot_values(groups: int, native: bool) -> Any:
             v.store(b.add(v.load(target, _I64(group)), total), target, _I64(group))
 
     @intrinsic
-    def dot_values(typingctx, values, value_at, row_bytes, high, low, weight_at,  # type: ignore
-                   quads, out, out_at):
+    def dot_values(
+        typingctx, values, value_at, row_bytes, high, low, weight_at, quads, out, out_at
+    ):
         i = types.int64
         return types.void(values, i, i, high, low, i, i, out, i), _codegen(body)
 
@@ -233,11 +256,20 @@ dot_keys_portable, dot_values_portable = _dot_keys(1, False), _dot_values(4, Fal
 
 
 @intrinsic
-def scale_dots(typingctx, dots, dots_at, bias, scale, scales, scales_at, tiles):  # type: ignore
+def scale_dots(typingctx, dots, dots_at, bias, scale, scales, scales_at, tiles):
     """dots[i] - bias, times scale * scales[i], replaces dots[i] as a binary32 with its bits."""
 
-    def body(v: _Lanes, kinds: Any, dots: Any, dots_at: Any, bias: Any, scale: Any, scales: Any,
-             scales_at: Any, tiles: Any) -> None:
+    def body(
+        v: _Lanes,
+        kinds: Any,
+        dots: Any,
+        dots_at: Any,
+        bias: Any,
+        scale: Any,
+        scales: Any,
+        scales_at: Any,
+        tiles: Any,
+    ) -> None:
         b = v.builder
         source = v.pointer(kinds[0], dots, dots_at, _INTS)
         factors = v.pointer(kinds[4], scales, scales_at, _FLOATS)
@@ -252,7 +284,7 @@ def scale_dots(typingctx, dots, dots_at, bias, scale, scales, scales_at, tiles):
 
 
 @intrinsic
-def greatest_key(typingctx, logits, at, tiles):  # type: ignore
+def greatest_key(typingctx, logits, at, tiles):
     """The greatest order key (see `elementary.order_key`) of 16 * tiles binary32 bit patterns."""
 
     def body(v: _Lanes, kinds: Any, logits: Any, at: Any, tiles: Any) -> Any:
@@ -267,7 +299,7 @@ def greatest_key(typingctx, logits, at, tiles):  # type: ignore
 
 
 @intrinsic
-def exponentiate(typingctx, logits, at, tiles, top, one):  # type: ignore
+def exponentiate(typingctx, logits, at, tiles, top, one):
     """logits[i] becomes e = 2^(logits[i] - top); returns the int32 sum of round(e * one)."""
 
     def body(v: _Lanes, kinds: Any, logits: Any, at: Any, tiles: Any, top: Any, one: Any) -> Any:
@@ -287,11 +319,21 @@ def exponentiate(typingctx, logits, at, tiles, top, one):  # type: ignore
 
 
 @intrinsic
-def weigh(typingctx, exponentials, at, scales, scales_at, tiles, share, high, low):  # type: ignore
+def weigh(typingctx, exponentials, at, scales, scales_at, tiles, share, high, low):
     """round(exponentials[i] * (scales[i] * share)), its two bytes in high[i] and low[i]."""
 
-    def body(v: _Lanes, kinds: Any, exponentials: Any, at: Any, scales: Any, scales_at: Any,
-             tiles: Any, share: Any, high: Any, low: Any) -> None:
+    def body(
+        v: _Lanes,
+        kinds: Any,
+        exponentials: Any,
+        at: Any,
+        scales: Any,
+        scales_at: Any,
+        tiles: Any,
+        share: Any,
+        high: Any,
+        low: Any,
+    ) -> None:
         b = v.builder
         source = v.pointer(kinds[0], exponentials, at, _FLOATS)
         factors = v.pointer(kinds[2], scales, scales_at, _FLOATS)
@@ -309,7 +351,7 @@ def weigh(typingctx, exponentials, at, scales, scales_at, tiles, share, high, lo
 
 
 @intrinsic
-def transform_tiles(typingctx, x, tiles):  # type: ignore
+def transform_tiles(typingctx, x, tiles):
     """Every 16 binary32 of x become their Walsh-Hadamard transform, steps 1, 2, 4 and 8."""
 
     def body(v: _Lanes, kinds: Any, x: Any, tiles: Any) -> None:
