@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
-from benchmarks.environment import REPOSITORY
+from benchmarks.environment import BUSY_CORES_MAX, REPOSITORY
 from benchmarks.inputs import InputsError, collect
 from benchmarks.records import InputFile, LlmzipSettings, write_json
 
@@ -79,7 +79,7 @@ def files(
     settings = LlmzipSettings(model=model, threads=threads, window_tokens=window)
     for name, reason in split_by_presence(chosen)[1].items():
         click.echo(f"without {name}: {reason}", err=True)
-    if known["llmzip"] in chosen:
+    if "llmzip" in {competitor.name for competitor in chosen}:
         problem = warm_up(settings)
         if problem is not None:
             click.echo(f"llmzip's warm-up failed: {problem}", err=True)
@@ -91,6 +91,7 @@ def files(
             bar.update(finished - bar.n)
 
         done = compare(inputs, chosen, settings, report)
+    _warn_if_busy(done.record)
     click.echo(comparison(done.results))
     record_path = _record_path(output, "files")
     write_json(record_path, done.record)
@@ -198,6 +199,7 @@ def stepwise(
         rows.append(
             (speed.name, f"{speed.tokens_per_s:,.1f}", f"{speed.bytes_per_s:,.0f}", *ratios)
         )
+    _warn_if_busy(found.record)
     (measured,) = found.record["inputs"]
     click.echo(f"{measured['file']}  {measured['bytes']:,} bytes, {measured['tokens']:,} tokens")
     click.echo("\n".join(aligned(rows)))
@@ -223,6 +225,15 @@ def _errors_shown() -> Iterator[None]:
         yield
     except (ArchiverError, StepwiseError, TheoryError, WeightsError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _warn_if_busy(record: Mapping[str, Any]) -> None:
+    busy = record["busy_cores_before"]
+    if busy is not None and busy > BUSY_CORES_MAX:
+        click.echo(
+            f"WARNING: other programs kept {busy:.1f} cores busy: do not rely on the times",
+            err=True,
+        )
 
 
 def _record_path(folder: Path, benchmark: str) -> Path:

@@ -65,7 +65,7 @@ def compare(
     """
     environment = describe_environment()
     present, skipped = split_by_presence(competitors)
-    results = []
+    results: list[FileResult] = []
     with temporary_folder() as name:
         folder = Path(name)
         for file in files:

@@ -201,7 +201,7 @@ def _run(command: list[str], folder: Path) -> None:
 
 class Llmzip:
     name = "llmzip"
-    setting = "defaults, or as configured"
+    setting = "as configured"
 
     def missing(self) -> str | None:
         return None

@@ -162,6 +162,7 @@ class FloatLlama:
         """Return [kv_heads, group, tokens, keys], -inf where the mask is false."""
         kv_heads, positions, head_dim = keys.shape
         tokens = query.shape[1]
-        grouped = query.reshape(kv_heads, -1, head_dim)  # heads of a group lie together
+        grouped = query.reshape(kv_heads, -1, head_dim)  # the heads of a group lie together
         scores = grouped @ keys.transpose(1, 2) / float(np.sqrt(head_dim))
-        return scores.view(kv_heads, -1, tokens, positions).masked_fill(~mask, -torch.inf)
+        group = len(query) // kv_heads
+        return scores.view(kv_heads, group, tokens, positions).masked_fill(~mask, -torch.inf)

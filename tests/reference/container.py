@@ -5,6 +5,7 @@ Source: FORMAT.md, "Conventions" to "Trailer" and "What a decoder must reject".
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import xxhash
@@ -33,8 +34,6 @@ LARGEST_CONTENT_BYTES = 16777216
 LARGEST_EXPANSION_BYTES = 1024
 LARGEST_FRAME_COUNT = 1048576
 
-ENGINE_VERSION = 1
-MIXER_VERSION = 1
 RAW, ZSTD, PREDICTOR = 0, 1, 2
 FRAME_HEADER_BYTES = 25
 LARGEST_ZSTD_WINDOW_BYTES = 16 << 20
@@ -49,16 +48,26 @@ class MalformedError(Exception):
 class PredictorSection:
     """The fields of section PREDICTOR."""
 
+    engine_version: int
     package_fingerprint: bytes
     window_tokens: int
     sink_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MixerSection:
+    """The fields of section MIXER."""
+
+    version: int
+    parameters: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What the header's sections say; None where there is no section PREDICTOR or no MIXER."""
+    """What the header's sections say; None where a section is absent."""
 
     predictor: PredictorSection | None
+    mixer: MixerSection | None
     archive_bytes: int
 
 
@@ -131,13 +140,18 @@ def read_header(archive: bytes) -> Header:
     if archive[7] & MUST_UNDERSTAND_FLAGS:
         raise UnsupportedVersionError(f"flags {archive[7]:#x}")
     end = 10 + read_uint(archive, 8, 2)
+    predictor = mixer = None
     try:
-        sections = _read_sections(archive[10:end])
+        for tag, fields in _read_sections(archive[10:end]):
+            if tag == 1:
+                predictor = _read_predictor_section(fields)
+            elif tag == 2:
+                mixer = _read_mixer_section(fields)
+            elif tag < FIRST_SKIPPABLE_TAG:
+                raise UnsupportedVersionError(f"section {tag} is unknown")
     except MalformedError as error:
         raise HeaderDamagedError(str(error)) from error
-    predictor = sections.get(1) if 2 in sections else None
-    assert predictor is None or isinstance(predictor, PredictorSection)
-    return Header(predictor=predictor, archive_bytes=end + 4)
+    return Header(predictor=predictor, mixer=mixer, archive_bytes=end + 4)
 
 
 def _header_is_intact(archive: bytes) -> bool:
@@ -147,8 +161,7 @@ def _header_is_intact(archive: bytes) -> bool:
     return len(archive) >= end + 4 and read_uint(archive, end, 4) == hash32(archive[:end])
 
 
-def _read_sections(body: bytes) -> dict[int, PredictorSection | None]:
-    sections: dict[int, PredictorSection | None] = {}
+def _read_sections(body: bytes) -> Iterator[tuple[int, bytes]]:
     offset, previous_tag = 0, -1
     while offset < len(body):
         tag = body[offset]
@@ -159,21 +172,10 @@ def _read_sections(body: bytes) -> dict[int, PredictorSection | None]:
         if tag <= previous_tag:
             raise MalformedError("the sections are out of order")
         previous_tag = tag
-        fields = body[start:offset]
-        if tag == 1:
-            sections[tag] = _read_predictor_section(fields)
-        elif tag == 2:
-            sections[tag] = _read_mixer_section(fields)
-        elif tag < FIRST_SKIPPABLE_TAG:
-            raise UnsupportedVersionError(f"section {tag} is unknown")
-    return sections
+        yield tag, body[start:offset]
 
 
 def _read_predictor_section(fields: bytes) -> PredictorSection:
-    if not fields:
-        raise MalformedError("section PREDICTOR is empty")
-    if fields[0] != ENGINE_VERSION:
-        raise UnsupportedVersionError(f"engine version {fields[0]}")
     window_tokens, offset = read_varint(fields, 9)
     sink_tokens, offset = read_varint(fields, offset)
     if offset != len(fields):
@@ -181,19 +183,19 @@ def _read_predictor_section(fields: bytes) -> PredictorSection:
     if not 1 <= window_tokens <= LARGEST_WINDOW_TOKENS or sink_tokens > LARGEST_SINK_TOKENS:
         raise LimitExceededError(f"window {window_tokens}, sinks {sink_tokens}")
     return PredictorSection(
-        package_fingerprint=fields[1:9], window_tokens=window_tokens, sink_tokens=sink_tokens
+        engine_version=fields[0],
+        package_fingerprint=fields[1:9],
+        window_tokens=window_tokens,
+        sink_tokens=sink_tokens,
     )
 
 
-def _read_mixer_section(fields: bytes) -> None:
+def _read_mixer_section(fields: bytes) -> MixerSection:
     if not fields:
         raise MalformedError("section MIXER is empty")
     if len(fields) - 1 > LARGEST_MIXER_BYTES:
         raise LimitExceededError("the mixer has too many parameters")
-    if fields[0] != MIXER_VERSION:
-        raise UnsupportedVersionError(f"mixer version {fields[0]}")
-    if len(fields) > 1:
-        raise MalformedError("mixer version 1 has no parameters")
+    return MixerSection(version=fields[0], parameters=fields[1:])
 
 
 # Frames

@@ -9,13 +9,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from archiver.errors import FrameDamagedError, ModelMissingError
+from archiver.errors import FrameDamagedError, ModelMissingError, UnsupportedVersionError
 from tests.reference.coder import Contexts, RangeDecoder, TokenTree
 from tests.reference.container import (
     RAW,
     ZSTD,
     Frame,
     MalformedError,
+    MixerSection,
     PredictorSection,
     check_trailer,
     check_whole,
@@ -28,6 +29,8 @@ from tests.reference.container import (
 from tests.reference.package import Package, read_package
 from tests.reference.predictor import Model, Stream
 
+ENGINE_VERSION = 1
+MIXER_VERSION = 1
 LARGEST_STREAMS = 1024
 LARGEST_STREAM_TOKENS = 65536
 
@@ -50,9 +53,11 @@ def decode(archive: bytes, package_folder: Path) -> bytes:
             elif frame.coding == ZSTD:
                 content = decode_zstd(frame.payload, frame.content_bytes)
             else:
-                if header.predictor is None:
+                if header.predictor is None or header.mixer is None:
                     raise MalformedError("the header lacks a section for it")
-                predictor = predictor or FramePredictor(header.predictor, package_folder)
+                predictor = predictor or FramePredictor(
+                    header.predictor, header.mixer, package_folder
+                )
                 content = predictor.decode(frame)
         except MalformedError as error:
             raise FrameDamagedError(frame.number, str(error)) from error
@@ -67,7 +72,13 @@ def decode(archive: bytes, package_folder: Path) -> bytes:
 class FramePredictor:
     """Decodes frames of coding PREDICTOR with one model and one pair of window and sinks."""
 
-    def __init__(self, section: PredictorSection, package_folder: Path) -> None:
+    def __init__(
+        self, section: PredictorSection, mixer: MixerSection, package_folder: Path
+    ) -> None:
+        if section.engine_version != ENGINE_VERSION:
+            raise UnsupportedVersionError(f"engine version {section.engine_version}")
+        if mixer.version != MIXER_VERSION or mixer.parameters:
+            raise UnsupportedVersionError(f"mixer version {mixer.version}, or its parameters")
         package: Package = read_package(package_folder)
         if package.fingerprint[:8] != section.package_fingerprint:
             raise ModelMissingError(f"the archive needs {section.package_fingerprint.hex()}")

@@ -119,7 +119,8 @@ class Stream:
         self.position += 1
         q, s = normalize(x, model.norm_epsilon)
         z = model.head.times(q, s)
-        return np.trunc(exp2(z - np.max(z)) * f32(2.0**30)).astype(np.int64) + 1
+        weights: Integers = np.trunc(exp2(z - np.max(z)) * f32(2.0**30)).astype(np.int64) + 1
+        return weights
 
     def _attention(self, x: Float32s, layer: Layer, memory: Memory) -> Float32s:
         model, p = self.model, self.position
@@ -149,7 +150,8 @@ class Stream:
         """t_c of query head g and key head b for some positions c."""
         query_scale = query.scale()[g] * self.model.L
         d = memory.keys[c, b] @ query.codes[g]
-        return to_f32(d) * (query_scale * memory.key_scales[c, b])
+        t: Float32s = to_f32(d) * (query_scale * memory.key_scales[c, b])
+        return t
 
     def _feed_forward(self, x: Float32s, layer: Layer) -> Float32s:
         q, s = normalize(x, self.model.norm_epsilon)

@@ -1,0 +1,166 @@
+"""Makes the golden archives; says what each of them holds.
+
+    python -m tests.golden.make
+
+Once the format has been released, an archive that changes is a new engine, mixer or format
+version: archives of the old one stay beside it, and none is made anew.  New ones may be added.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import archiver
+from archiver.options import CompressOptions
+from archiver.predict import registry
+from archiver.predict.package import ModelPackage
+from tests.support.tiny_models import make_tiny_hf_folder
+
+FOLDER = Path(__file__).parent
+MODEL = "tiny"
+MODEL_SEED = 1
+# The package that make_tiny_hf_folder's model of this seed converts to, on every machine.
+FINGERPRINT = "119fa44596fe212485680420385bed4ff4a167dbee7476acc9ac44220a981c77"
+
+TEXT = (
+    b"The quick brown fox jumps over the lazy dog; it was the best of times.\n"
+    b"All happy families are alike, said the traveller: every one in its own way.\n"
+    b"def add(first, second):\n    return first + second\n"
+    b"A program that predicts the next word, then the next letter, then 1905 bits.\n"
+)
+CHAT = (
+    b"<|im_start|>user\r\nWas the weather fine?\r\n<|im_end|>\r\n\r"
+    b"<|im_start|>assistant\r\n\tLes \xc3\xa9l\xc3\xa8ves \xc3\xa9taient l\xc3\xa0.\r\n<|im_end|>"
+)
+CYRILLIC = "Мы были там вчера; над землёй ветер.\n".encode()
+
+LONG_TOKENS = [
+    token.encode()
+    for token in (
+        " unhappy", " second", " times", "eginning", "raveller", "compresses", "redicts", "return",
+        "rogram", "quick", "jumps", "every", "first", "ather", "etter", "efore", "lèves", "taient",
+        "вчера", "были",
+    )
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Golden:
+    """One golden archive.
+
+    Attributes:
+        holds: what is particular about it.
+        codings: those of its frames, as FORMAT.md numbers them.
+        options: settings of `CompressOptions` that are not the default.
+    """
+
+    name: str
+    holds: str
+    content: bytes
+    codings: tuple[int, ...]
+    options: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        return FOLDER / f"{self.name}.llmz"
+
+    def compress(self) -> bytes:
+        """The archive, as the program makes it now."""
+        return archiver.compress(
+            self.content, options=CompressOptions(model=MODEL, threads=1, **self.options)
+        )
+
+
+def scattered(count: int) -> bytes:
+    """`count` bytes without any pattern, the same everywhere."""
+    digests = (hashlib.sha256(bytes([number])).digest() for number in range(-(-count // 32)))
+    return b"".join(digests)[:count]
+
+
+def line_of(count: int, seed: int) -> bytes:
+    """`count` bytes, a line, of the model's longest tokens in no order: zstd does worse."""
+    line = bytearray()
+    state = seed
+    while len(line) < count - 1:
+        state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
+        line += LONG_TOKENS[(state >> 33) % len(LONG_TOKENS)]
+    return bytes(line[: count - 1]) + b"\n"
+
+
+GOLDENS = [
+    Golden(name="empty", holds="no content, no frame", content=b"", codings=(), options={}),
+    Golden(name="one_byte", holds="one byte, stored", content=b"a", codings=(0,), options={}),
+    Golden(
+        name="raw",
+        holds="bytes that nothing shortens",
+        content=scattered(300),
+        codings=(0,),
+        options={},
+    ),
+    Golden(
+        name="zstd",
+        holds="repeats, which zstd shortens most",
+        content=b"0123456789 all happy families are alike\r\n" * 300,
+        codings=(1,),
+        options={},
+    ),
+    Golden(
+        name="text",
+        holds="English in one stream, longer than the window and the sinks",
+        content=TEXT,
+        codings=(2,),
+        options={"window_tokens": 32},
+    ),
+    Golden(
+        name="line_ends",
+        holds="CRLF and lone CR, what looks like special tokens, other alphabets",
+        content=CHAT + CYRILLIC,
+        codings=(2,),
+        options={},
+    ),
+    Golden(
+        name="all_bytes",
+        holds="each byte value once, among text: escapes of bytes and of invalid UTF-8",
+        content=TEXT + bytes(range(256)) + b"\xff\xfe" + TEXT[:90] + b"\x04\xe2\x82",
+        codings=(2,),
+        options={"window_tokens": 32},
+    ),
+    Golden(
+        name="streams",
+        holds="streams of two lengths, each longer than the smallest window and the sinks",
+        content=TEXT + b"\xf5" + CHAT + b"\r\n" + CYRILLIC + line_of(300, 3),
+        codings=(2,),
+        options={"window_tokens": 16, "chunk_tokens": 60},
+    ),
+    Golden(
+        name="frames",
+        holds="two frames of the predictor, one stored",
+        content=line_of(2100, 1) + line_of(4050, 2) + scattered(150),
+        codings=(2, 2, 0),
+        options={"frame_bytes": 4096, "window_tokens": 64, "chunk_tokens": 100},
+    ),
+]
+
+
+def add_model(scratch: Path) -> ModelPackage:
+    """The model of the golden archives, added to LLMZIP_HOME."""
+    package = registry.add(make_tiny_hf_folder(scratch / MODEL, seed=MODEL_SEED), name=MODEL)
+    assert package.fingerprint == FINGERPRINT
+    return package
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["LLMZIP_HOME"] = str(Path(scratch) / "home")
+        add_model(Path(scratch))
+        for golden in GOLDENS:
+            golden.path.write_bytes(golden.compress())
+
+
+if __name__ == "__main__":
+    main()

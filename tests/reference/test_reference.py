@@ -1,0 +1,231 @@
+"""What the program makes, the decoder written from FORMAT.md alone decodes to the same bytes."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import archiver
+from archiver.codec import open_codec
+from archiver.container import ArchiveWriter, FrameCoding
+from archiver.container import MixerSection as ProgramMixer
+from archiver.container import PredictorSection as ProgramSection
+from archiver.errors import ModelMismatchError
+from archiver.frames import codec_for_writing
+from archiver.options import CompressOptions
+from archiver.predict import registry
+from archiver.predict.package import ModelPackage
+from tests.reference import container, numbers
+from tests.reference.coder import Contexts, RangeDecoder, TokenTree
+from tests.reference.container import (
+    Frame,
+    MixerSection,
+    PredictorSection,
+    read_frames,
+    read_header,
+)
+from tests.reference.decoder import FramePredictor, decode
+from tests.reference.package import read_package
+from tests.support.tiny_models import make_tiny_hf_folder
+
+TEXT = """\
+The quick brown fox jumps over the lazy dog. It was the best of times.
+Der Wind weht über das Land; les élèves étaient là. Мы были там вчера.
+A program that compresses text predicts the next word, then the next bit.
+""".encode()
+SCATTERED = np.random.default_rng(0).bytes(4000).replace(b"\n", b"")
+ESCAPES = b"\x04\x06\x13 \xff\xfe\xfd\xff\xff then \xe2\x82 \xf5\xf5\xf5\xf5"
+SMALL_WINDOW = CompressOptions(model="tiny", window_tokens=32, chunk_tokens=100)
+
+
+def predicted(content: bytes, options: CompressOptions) -> bytes:
+    """An archive whose one frame has coding PREDICTOR, whether or not that is shortest."""
+    codec, header = codec_for_writing(options, None)
+    stream = io.BytesIO()
+    writer = ArchiveWriter(stream, header)
+    writer.add_frame(FrameCoding.PREDICTOR, content, codec.encode(content))
+    writer.finish()
+    return stream.getvalue()
+
+
+PREDICTED = {
+    "one byte": (b"a", {}),
+    "one escaped byte": (b"\xff", {}),
+    "one stream": (TEXT, {}),
+    "a small window": (TEXT, {"window_tokens": 32}),
+    "the smallest window": (TEXT, {"window_tokens": 16, "chunk_tokens": 70}),
+    "streams of one token": (TEXT[:40], {"chunk_tokens": 1}),
+    "streams of two lengths": (TEXT * 2, {"window_tokens": 32, "chunk_tokens": 60}),
+    "more than 256 positions": (TEXT * 3, {"window_tokens": 100}),
+    "escapes": (
+        ESCAPES + TEXT[:90] + ESCAPES + bytes(range(256)) + TEXT[90:] + b"\xff",
+        {"window_tokens": 32, "chunk_tokens": 100},
+    ),
+    "only escapes": (b"\xff\xfe" * 400, {}),
+    "line ends": (TEXT.replace(b"\n", b"\r\n") + b"<|im_start|>\n\r<|im_end|>", {}),
+}
+
+
+@pytest.mark.parametrize("case", PREDICTED)
+def test_frames_of_the_predictor(case: str, tiny: ModelPackage) -> None:
+    content, settings = PREDICTED[case]
+    archive = predicted(content, CompressOptions(model="tiny", threads=1, **settings))
+    assert decode(archive, tiny.path) == content
+
+
+FRAMES = {
+    "no frame": (b"", ()),
+    "one byte": (b"a", (0,)),
+    "raw": (SCATTERED, (0,)),
+    "zstd": (TEXT * 30, (1, 1)),
+    "predictor": (TEXT, (2,)),
+    "three codings": (b"x" * 3999 + b"\n" + SCATTERED + b"\n" + TEXT, (1, 0, 2)),
+}
+
+
+@pytest.mark.parametrize("case", FRAMES)
+def test_frames_of_every_coding(case: str, tiny: ModelPackage) -> None:
+    content, codings = FRAMES[case]
+    options = CompressOptions(model="tiny", window_tokens=32, chunk_tokens=100, frame_bytes=4096)
+    archive = archiver.compress(content, options=options)
+    frames, _ = read_frames(archive, read_header(archive).archive_bytes)
+    assert tuple(frame.coding for frame in frames) == codings
+    assert decode(archive, tiny.path) == content
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "heads in groups": {"heads": 4, "kv_heads": 2, "head_dim": 32, "ffn": 80},
+    "one head a key": {"heads": 2, "kv_heads": 2, "hidden": 37, "ffn": 16, "tied": False},
+    "wide heads": {"heads": 3, "kv_heads": 1, "head_dim": 64, "ffn": 128, "layers": 1},
+}
+"""Architectures beside the one of "tiny": head groups, odd sizes, each run length R."""
+
+SETTINGS = [(1, 0), (2, 40), (16, 4), (33, 1), (12288, 4095)]
+
+
+@pytest.fixture(scope="module")
+def other_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelPackage]:
+    packages = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMZIP_HOME", str(tmp_path_factory.mktemp("models")))
+        for seed, (name, shape) in enumerate(MODELS.items()):
+            folder = make_tiny_hf_folder(tmp_path_factory.mktemp("hf"), seed=seed, **shape)
+            packages[name] = registry.add(folder, name=f"model{seed}")
+    return packages
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("window", "sinks"), SETTINGS)
+def test_other_models_windows_and_sinks(
+    name: str, window: int, sinks: int, other_models: dict[str, ModelPackage]
+) -> None:
+    """Payloads that no encoder made, so that all kinds of tokens and escapes occur."""
+    package = other_models[name]
+    fields: dict[str, Any] = {
+        "engine_version": 1,
+        "package_fingerprint": bytes.fromhex(package.fingerprint)[:8],
+        "window_tokens": window,
+        "sink_tokens": sinks,
+    }
+    program = open_codec(
+        ProgramSection(**fields),
+        ProgramMixer(version=1, parameters=b""),
+        package=package,
+        threads=1,
+        chunk_tokens=None,
+    )
+    reference = FramePredictor(
+        PredictorSection(**fields), MixerSection(version=1, parameters=b""), package.path
+    )
+    for symbols, streams, flag in ((40, 1, 0), (30, 2, 1)):
+        code = np.random.default_rng(symbols).bytes(2 * symbols)
+        payload = bytes([symbols, streams, flag]) + code
+        frame = Frame(number=1, coding=2, content_bytes=1 << 16, content_hash=0, payload=payload)
+        content = reference.decode(frame)
+        assert program.decode(payload, len(content)) == content
+
+
+def test_the_longest_escape_ends_by_itself(tiny: ModelPackage) -> None:
+    content = b"\xff" * 65_536
+    assert decode(predicted(content, SMALL_WINDOW), tiny.path) == content
+
+
+def test_the_example_of_the_text(tmp_path: Path) -> None:
+    text = (Path(container.__file__).parents[2] / "archiver/container/FORMAT.md").read_text("utf-8")
+    example = text[text.index("\n## Example") : text.index("\n## Version history")]
+    digits = "".join(re.findall(r"^    ((?:[0-9A-F]{2} ?)+)$", example, re.MULTILINE))
+    assert decode(bytes.fromhex(digits), tmp_path) == b"hello, hello"
+
+
+def test_a_package_is_refused_unless_its_fingerprint_is_right(
+    tiny: ModelPackage, tmp_path: Path
+) -> None:
+    assert read_package(tiny.path).fingerprint.hex() == tiny.fingerprint
+    for path in tiny.path.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    arrays = bytearray((tmp_path / "package.safetensors").read_bytes())
+    arrays[-1] ^= 1
+    (tmp_path / "package.safetensors").write_bytes(arrays)
+    with pytest.raises(ModelMismatchError):
+        read_package(tmp_path)
+
+
+def test_the_command_writes_the_content(tiny: ModelPackage, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    archive.write_bytes(predicted(TEXT[:70], SMALL_WINDOW))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.reference.decoder", archive, tiny.path],
+        capture_output=True,
+        check=True,
+        cwd=Path(container.__file__).parents[2],
+    )
+    assert done.stdout == TEXT[:70]
+
+
+# The reference's own parts
+
+
+def test_exp2_is_near_the_power_and_exact_at_integers() -> None:
+    x = np.linspace(-40, 0, 9973).astype(np.float32)
+    assert np.abs(numbers.exp2(x) / np.exp2(x.astype(np.float64)) - 1).max() < 3e-7
+    whole = np.arange(-60, 1).astype(np.float32)
+    assert numbers.exp2(whole).tolist() == [2.0 ** max(n, -40) for n in range(-60, 1)]
+
+
+def test_quantize_rounds_ties_to_even_and_keeps_to_127() -> None:
+    x = np.array([0, 0.5, 1.5, 2.5, -2.5, 127, -127], np.float32)
+    assert numbers.quantize(x).codes.tolist() == [0, 0, 2, 2, -2, 127, -127]
+    nothing = numbers.quantize(np.zeros(3, np.float32))
+    assert nothing.codes.tolist() == [0, 0, 0]
+    assert float(nothing.magnitude) == 2.0**-40
+
+
+def test_no_float_is_ever_wider_than_the_text_says() -> None:
+    x = np.linspace(-3, 5, 48).astype(np.float32)
+    codes, scale = numbers.normalize(x, 1e-5)
+    assert codes.dtype == np.int64
+    assert isinstance(scale, np.float32)
+    for array in (numbers.exp2(-np.abs(x)), numbers.quantize(x).scale()):
+        assert array.dtype == np.float32
+
+
+def test_a_token_alone_needs_no_decision() -> None:
+    decoder = RangeDecoder(b"")
+    assert TokenTree([b"only"]).decode(np.array([1]), decoder) == 0
+    tree = TokenTree([b"a", b"ab", b"b"])
+    weights = np.array([5, 1 << 30, 3])
+    for code, rank in ((b"\x00", 2), (b"\x00\x00\x10", 1), (b"\xff" * 3 + b"\xfe", 0)):
+        assert tree.decode(weights, RangeDecoder(code)) == rank
+
+
+def test_contexts_start_where_the_text_says() -> None:
+    contexts = Contexts(RangeDecoder(b"\xff\xff\xff\xf0" * 8))
+    assert not contexts.is_escape(False)
+    assert contexts._probabilities == {("escape", False): (1 << 16) - (1 << 11)}
