@@ -236,6 +236,9 @@ def _decode_zstd(frame: EncodedFrame) -> bytes:
         parameters = zstandard.get_frame_parameters(frame.payload)
         if parameters.content_size != frame.content_bytes:
             raise FrameDamagedError(frame.number, "its zstd data has another length")
+        # One-shot decoding does not look at the limit below, so the window is checked here.
+        if parameters.window_size > _LARGEST_ZSTD_WINDOW_BYTES:
+            raise FrameDamagedError(frame.number, "its zstd window is too large")
         decoder = zstandard.ZstdDecompressor(max_window_size=_LARGEST_ZSTD_WINDOW_BYTES)
         return decoder.decompress(frame.payload, allow_extra_data=False)
     except zstandard.ZstdError as error:

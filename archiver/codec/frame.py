@@ -6,7 +6,7 @@ decode:  payload ── coder ─┬─ ranks ── bytes ── content
                 ┌──────────┘   │
                 └─ weights ── model, one step of all streams
 
-Source: FORMAT.md, section "Predictor frame payload".
+Source: FORMAT.md, "Predictor frame payload".
 """
 
 from __future__ import annotations
@@ -167,6 +167,8 @@ class FrameCodec:
         plan, has_escapes, begin = self._read_parameters(payload, content_bytes)
         buffer = np.frombuffer(payload, np.uint8)[begin:].copy()
         state = range_coder.new_decoder(buffer)
+        if state[range_coder.LOW] >= state[range_coder.RANGE]:
+            raise PayloadError("its code lies outside the coder's range")
         contexts = loop.new_contexts()
         vocabulary = self._engine.vocabulary
         lengths = np.diff(vocabulary.offsets)

@@ -3,7 +3,7 @@
 A symbol is a token, coded as its path through the decision tree, or an escape: a run of bytes
 that no token carries. Frames without escapes code no flag for them.
 
-Source: FORMAT.md, sections "Symbols" and "Escapes".
+Source: FORMAT.md, "Predictor frame payload" (symbols, escapes).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Version 1 has the model as its only input: `predict` passes its probability on a
 nothing. Both are called once for every coded decision of a token, in coding order, by both
 directions, so that predictors which learn can join here.
 
-Source: FORMAT.md, section "Mixer".
+Source: FORMAT.md, "Predictor frame payload" (mixer).
 """
 
 from __future__ import annotations

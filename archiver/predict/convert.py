@@ -11,7 +11,7 @@ Q, R and D have entries of +1 and -1 up to one scale. Every product is computed 
 carried in binary64 whose sums stay below 2^53, so the package is the same on every machine
 whatever the order of summation; everybody's package of the same weights has one fingerprint.
 
-Source: FORMAT.md, section "Model packages".
+Source: FORMAT.md, "Model packages".
 """
 
 from __future__ import annotations

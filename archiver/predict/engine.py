@@ -10,7 +10,7 @@ A whole block of one stream, or one step of many streams, takes the same path; a
 depends on its own stream's earlier tokens only. FORMAT.md defines the result, and
 `tests/reference` is a slow decoder written from it.
 
-Source: FORMAT.md, section "Predictor arithmetic".
+Source: FORMAT.md, "Predictor".
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ In the order of byte strings every prefix is one contiguous range of ranks, so a
 range in two. A decision with one possible outcome is not coded, hence a vocabulary of n tokens
 has exactly n - 1 decisions, the inner nodes of a binary tree.
 
-Source: FORMAT.md, section "Decision tree".
+Source: FORMAT.md, "Decision tree".
 """
 
 from __future__ import annotations

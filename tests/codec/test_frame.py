@@ -153,6 +153,7 @@ def test_malformed_payloads_are_refused(tiny: ModelPackage) -> None:
         (b"\x05\x06\x00", "6 streams for 5 symbols"),
         (b"\x05\x00\x00", "0 streams for 5 symbols"),
         (b"\x05\x01\x02", "unknown flags 0x02"),
+        (b"\x05\x01\x00\xff\xff\xff\xff", "outside the coder's range"),
     ]:
         with pytest.raises(PayloadError, match=message):
             codec.decode(broken, len(content))

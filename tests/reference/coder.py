@@ -11,6 +11,7 @@ from collections.abc import Hashable
 
 import numpy as np
 
+from tests.reference.container import MalformedError
 from tests.reference.numbers import Integers, f64
 
 ONE = 1 << 22  # a probability of 1
@@ -27,6 +28,8 @@ class RangeDecoder:
         self._code = 0
         for _ in range(4):
             self._code = self._code * 256 + self._next_byte()
+        if self._code >= self._range:
+            raise MalformedError("the code is beyond the range")
 
     def decide(self, probability: int) -> int:
         """The next decision, which is 1 with `probability` (1 to 2^22 - 1) in units of 2^-22."""

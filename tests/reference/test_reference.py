@@ -107,7 +107,15 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """Architectures beside the one of "tiny": head groups, odd sizes, each run length R."""
 
-SETTINGS = [(1, 0), (2, 40), (16, 4), (33, 1), (12288, 4095)]
+# Each model with windows and sinks: the least of both, more sinks than window, the most of both.
+SETTINGS = [
+    ("heads in groups", 1, 0),
+    ("heads in groups", 12288, 4095),
+    ("one head a key", 2, 40),
+    ("one head a key", 16, 4),
+    ("wide heads", 33, 1),
+    ("wide heads", 5, 7),
+]
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +129,7 @@ def other_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelPac
     return packages
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("window", "sinks"), SETTINGS)
+@pytest.mark.parametrize(("name", "window", "sinks"), SETTINGS)
 def test_other_models_windows_and_sinks(
     name: str, window: int, sinks: int, other_models: dict[str, ModelPackage]
 ) -> None:

@@ -9,7 +9,7 @@ Layout of the cache of one layer, for stream s, key/value head h, position c in 
 
 so that 16 positions' keys, or 16 dimensions' values, fill the lanes of one vector register.
 
-Source: FORMAT.md, section "Attention".
+Source: FORMAT.md, "Predictor" (attention).
 """
 
 from __future__ import annotations

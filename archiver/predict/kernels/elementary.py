@@ -5,7 +5,7 @@ not contract them into fused multiply-adds (numba compiles without fast-math; a 
 assembly). Maxima are taken of integers that order as the floats do, which vectorizes and has no
 special cases.
 
-Source: FORMAT.md, section "Predictor arithmetic".
+Source: FORMAT.md, "Numbers of the predictor".
 """
 
 from __future__ import annotations

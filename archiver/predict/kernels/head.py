@@ -4,7 +4,7 @@ The vocabulary is sorted by byte strings, so a decision splits a contiguous rang
 [first, end) at `split`: the right part's share of the range's weight is the probability of a 1.
 Sums of integer weights are looked up through totals of tiles.
 
-Source: FORMAT.md, section "From logits to decisions".
+Source: FORMAT.md, "Predictor" (weights) and "Predictor frame payload" (decision tree).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Every kernel works row by row, so that a row's result depends on nothing else in the batch, and
 returns int8 codes with one binary32 scale a row (or a row and head): value = code * scale.
 
-Source: FORMAT.md, section "Predictor arithmetic".
+Source: FORMAT.md, "Predictor".
 """
 
 from __future__ import annotations
