@@ -14,8 +14,9 @@ Why it is safe: range stays in 2^24 .. 2^32 - 1 and p1 in 1 .. 2^22 - 1, so boun
 4 .. range - 1 and neither part is ever empty. low + range never exceeds the value of the bytes
 already written by more than one carry, which always finds a byte below 255 to stop at.
 
-Source: FORMAT.md, "Predictor frame payload" (range coder); the carry handling follows G. N. N. Martin, "Range
-encoding: an algorithm for removing redundancy from a digitised message" (1979).
+Source: FORMAT.md, "Predictor frame payload" (range coder); the carry handling follows
+G. N. N. Martin, "Range encoding: an algorithm for removing redundancy from a digitised message"
+(1979).
 """
 
 from __future__ import annotations
