@@ -15,7 +15,6 @@ Source: FORMAT.md, "Predictor".
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ import numpy as np
 
 from archiver.errors import InvalidModelError, UsageError
 from archiver.predict.kernels import attention, layers
+from archiver.predict.kernels.memory import aligned_zeros
 from archiver.predict.kernels.products import INNER_MAX, Product, choose_backend
 from archiver.predict.tables import ROTARY_SPAN, activation_span, rotary_angles
 from archiver.text.vocabulary import Vocabulary
@@ -130,14 +130,6 @@ class Layer:
     gate_up_scales: Float32Array
     down: Product
     down_scales: Float32Array
-
-
-def aligned_zeros(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-    """Zeros that begin at a multiple of 64 bytes: no vector load crosses a cache line."""
-    count = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.zeros(count + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + count].view(dtype).reshape(shape)
 
 
 class Engine:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from archiver.errors import ExactnessError, UsageError
-from archiver.predict.kernels import products
+from archiver.predict.kernels import byte_products, products
+from archiver.predict.kernels.memory import large_pages
 from archiver.predict.kernels.products import BACKENDS, Float32Product, Product
 
 INNER = [16, 64, 576, 1040, 1041, 1536, 4000]
@@ -81,7 +82,7 @@ def test_inexact_and_missing_backends_are_passed_over(monkeypatch: pytest.Monkey
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(UsageError, match="no matrix product 'gpu'; there are onednn, int_mm"):
+    with pytest.raises(UsageError, match="no matrix product 'gpu'; there are vnni, onednn, int_mm"):
         products.choose_backend([64], "gpu")
 
 
@@ -101,3 +102,28 @@ def test_some_backend_is_exact_at_each_instruction_set(isa: str) -> None:
     name = run.stdout.split()[0]
     assert name in BACKENDS
     assert f"'{name}': True" in run.stdout
+
+
+@pytest.mark.parametrize("rows", range(1, 14))
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 4), (63, 16), (64, 20), (130, 576)])
+def test_byte_products_of_any_shape(rows: int, outputs: int, inputs: int) -> None:
+    """The kernel itself, which runs on every processor; the backend asks for VNNI."""
+    generator = np.random.default_rng(rows * outputs)
+    weights = generator.integers(-127, 128, (outputs, inputs)).astype(np.int8)
+    codes = generator.integers(-127, 128, (rows, inputs)).astype(np.int8)
+    weights[0], codes[0] = 127, -127
+    packed = np.zeros(-(-outputs // 64) * 64 * inputs, np.uint8)
+    byte_products.pack(weights, packed)
+    product = np.full((rows, outputs), np.nan, np.float32)
+    byte_products.multiply(packed, codes, product)
+    assert np.array_equal(product, exact_product(codes, weights))
+
+
+def test_large_pages_are_zeros_apart_and_aligned() -> None:
+    pieces = [large_pages(size) for size in (100, 5 << 20, 64, 40 << 20, 1)]
+    for number, piece in enumerate(pieces):
+        assert not piece.any()
+        assert piece.ctypes.data % 64 == 0
+        piece[:] = number + 1
+    assert [int(piece.min()) for piece in pieces] == [1, 2, 3, 4, 5]
+    assert [int(piece.max()) for piece in pieces] == [1, 2, 3, 4, 5]

@@ -4,6 +4,7 @@ A backend is trusted for what it computes, not for its name: `choose_backend` mu
 worst-case operands and compares with int64 arithmetic. (oneDNN's int8 product adds pairs of
 products in saturating int16 on x86 processors without VNNI.)
 
+    vnni     own kernel over the processor's byte dot products; AVX-512 VNNI
     onednn   torch's quantized linear with prepacked weights: int8 x int8, one rounding to float32
     int_mm   torch._int_mm, int32 results converted to float32
     float32  BLAS on integer values; sums of at most 1,040 products of |127 * 127| stay below
@@ -22,6 +23,9 @@ import numpy as np
 import torch
 
 from archiver.errors import ExactnessError, UsageError
+from archiver.predict.kernels import byte_products
+from archiver.predict.kernels.memory import large_pages
+from archiver.predict.kernels.vectors import has_byte_dot_product
 from archiver.types import Float32Array, Int8Array
 
 BACKEND_VARIABLE = "LLMZIP_MATMUL"
@@ -44,6 +48,24 @@ class Product(ABC):
 
         The integer sum is exact (|sum| <= 127^2 * inputs < 2^31) and rounded once.
         """
+
+
+class VnniProduct(Product):
+    name = "vnni"
+
+    def __init__(self, weights: Int8Array) -> None:
+        outputs, inputs = weights.shape
+        if not has_byte_dot_product() or inputs % 4 or inputs > byte_products.INPUTS_MAX:
+            raise NotImplementedError("no byte dot products, or not for this size")
+        self._outputs = outputs
+        padded = -(-outputs // byte_products.OUTPUTS_STEP) * byte_products.OUTPUTS_STEP
+        self._packed = large_pages(padded * inputs)
+        byte_products.pack(np.ascontiguousarray(weights), self._packed)
+
+    def __call__(self, codes: Int8Array) -> Float32Array:
+        product = np.empty((len(codes), self._outputs), np.float32)
+        byte_products.multiply(self._packed, codes, product)
+        return product
 
 
 class OneDnnProduct(Product):
@@ -106,7 +128,7 @@ class Float32Product(Product):
 
 
 BACKENDS: dict[str, type[Product]] = {
-    backend.name: backend for backend in (OneDnnProduct, IntMmProduct, Float32Product)
+    backend.name: backend for backend in (VnniProduct, OneDnnProduct, IntMmProduct, Float32Product)
 }
 """By preference, the fastest first."""
 

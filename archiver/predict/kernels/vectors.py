@@ -232,7 +232,69 @@ def _dot_values(groups: int, native: bool) -> Any:
     return dot_values
 
 
+def _multiply_tiles(rows: int, tiles: int, native: bool) -> Any:
+    """Products of `rows` vectors of codes with `tiles` tiles of 16 weight rows, in registers."""
+
+    def body(
+        v: _Lanes,
+        kinds: Any,
+        weights: Any,
+        weight_at: Any,
+        codes: Any,
+        code_at: Any,
+        quads: Any,
+        out: Any,
+        out_at: Any,
+        out_stride: Any,
+    ) -> None:
+        b = v.builder
+        code_rows = v.pointer(kinds[2], codes, code_at, _I32)
+        weight_tiles = [
+            v.pointer(
+                kinds[0],
+                weights,
+                b.add(weight_at, b.mul(quads, _I64(64 * tile))),
+                _INTS,
+            )
+            for tile in range(tiles)
+        ]
+        sums = [[v.cell(_INTS, v.ints(0)) for _ in range(tiles)] for _ in range(rows)]
+        with cgutils.for_range(b, quads) as loop:
+            weight = [v.load(tile, loop.index) for tile in weight_tiles]
+            for row in range(rows):
+                place = b.add(b.mul(quads, _I64(row)), loop.index)
+                quad = v.splat(v.load(code_rows, place), _INTS)
+                for tile in range(tiles):
+                    cell = sums[row][tile]
+                    total = v.add_quad_products(b.load(cell), weight[tile], quad, native)
+                    b.store(total, cell)
+        for row in range(rows):
+            place = b.add(out_at, b.mul(out_stride, _I64(row)))
+            target = v.pointer(kinds[5], out, place, _INTS)
+            for tile in range(tiles):
+                v.store(b.load(sums[row][tile]), target, _I64(tile))
+
+    @intrinsic
+    def multiply_tiles(
+        typingctx, weights, weight_at, codes, code_at, quads, out, out_at, out_stride
+    ):
+        i = types.int64
+        return types.void(weights, i, codes, i, i, out, i, i), _codegen(body)
+
+    return multiply_tiles
+
+
 _NATIVE = has_byte_dot_product()
+
+multiply_1, multiply_2, multiply_3, multiply_4, multiply_5, multiply_6 = (
+    _multiply_tiles(rows, 4, _NATIVE) for rows in range(1, 7)
+)
+"""multiply_N(weights u8[], weight_at, codes i8[], code_at, quads, out i32[], out_at, out_stride).
+
+For row r < N, tile t < 4 and 16 lanes: out[out_at + out_stride r + 16 t + lane] = sum over quad, j
+of weights[weight_at + 64 (quads t + quad) + 4 lane + j] * codes[code_at + 4 quads r + 4 quad + j].
+|sum| <= 255 * 127 * 4 quads < 2^31 for 4 quads <= 66,311.
+"""
 
 dot_keys_1, dot_keys_2, dot_keys_3, dot_keys_4 = (_dot_keys(n, _NATIVE) for n in range(1, 5))
 """dot_keys_N(keys u8[], key_at, query i8[], query_at, quads, out i32[], out_at, out_stride,
