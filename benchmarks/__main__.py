@@ -1,4 +1,4 @@
-"""python -m benchmarks files | theory | stepwise"""
+"""python -m benchmarks files | theory | stepwise | readme"""
 
 from __future__ import annotations
 
@@ -103,6 +103,15 @@ def files(
         click.echo("no chart: matplotlib is not installed", err=True)
     if not all(result.measured for result in done.results):
         sys.exit(1)
+
+
+@main.command()
+@click.argument("record", type=_PATH, metavar="RECORD")
+def readme(record: Path) -> None:
+    """Put the table of a record of `files` into the README."""
+    from benchmarks.readme import update_readme
+
+    update_readme(REPOSITORY / "README.md", record)
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,12 @@ Run = Callable[..., Result]
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
+def _default_signals() -> None:
+    """Signals as a terminal has them, also where the tests run with some of them ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def run(toy: None) -> Run:
     """Run a command line in this process."""
@@ -37,7 +44,7 @@ def start() -> Start:
 
     def popen(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.support.toy_llmzip", *map(str, arguments)]
-        return subprocess.Popen(command, cwd=ROOT, **options)
+        return subprocess.Popen(command, cwd=ROOT, preexec_fn=_default_signals, **options)
 
     return popen
 
