@@ -44,7 +44,8 @@ def start() -> Start:
 
     def popen(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.support.toy_llmzip", *map(str, arguments)]
-        return subprocess.Popen(command, cwd=ROOT, preexec_fn=_default_signals, **options)
+        options.setdefault("preexec_fn", _default_signals)
+        return subprocess.Popen(command, cwd=ROOT, **options)
 
     return popen
 
