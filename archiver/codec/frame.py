@@ -100,13 +100,14 @@ class FrameCodec:
         self,
         engine: Engine,
         *,
-        tokenizer: TextTokenizer | None,
+        package: ModelPackage,
         threads: int | None,
         chunk_tokens: int | None,
     ) -> None:
-        """Args: tokenizer is needed by `encode` alone; threads None means one a core."""
+        """Args: package has the tokenizer, read by `encode` alone; threads None: one a core."""
         self._engine = engine
-        self._tokenizer = tokenizer
+        self._package = package
+        self._tokenizer: TextTokenizer | None = None
         self._chunk_tokens = chunk_tokens
         self._workers = ModelWorkers(engine, threads)
 
@@ -123,8 +124,9 @@ class FrameCodec:
         Args:
             content: at least one byte; progress: called with bytes finished since the last call.
         """
-        assert self._tokenizer is not None
         assert content
+        if self._tokenizer is None:
+            self._tokenizer = TextTokenizer(self._package)
         vocabulary = self._engine.vocabulary
         symbols = symbols_of(content, vocabulary, self._tokenizer)
         ranks = symbols.ranks
@@ -282,5 +284,4 @@ def open_codec(
             f"the archive needs mixer version {mixer.version}; this llmzip has {MIXER_VERSION}"
         )
     engine = Engine(package, window=predictor.window_tokens, sinks=predictor.sink_tokens)
-    tokenizer = TextTokenizer(package)
-    return FrameCodec(engine, tokenizer=tokenizer, threads=threads, chunk_tokens=chunk_tokens)
+    return FrameCodec(engine, package=package, threads=threads, chunk_tokens=chunk_tokens)

@@ -14,10 +14,9 @@ from numba import njit
 from archiver.coding.range_coder import DECODING, PROBABILITY_ONE, code_bit
 from archiver.mixing import mixer
 from archiver.predict.kernels.head import split_probability, weight_below
+from archiver.text.framing import ESCAPE, MAX_ESCAPE_BYTES
 from archiver.types import UInt32Array
 
-ESCAPE = -1  # the rank that stands for an escape
-RUN_BYTES_MAX = 65535
 ADAPTATION_SHIFT = 5
 ESCAPE_START = PROBABILITY_ONE >> 6  # first probability of an escape
 
@@ -85,7 +84,7 @@ def code_run(state, buffer, contexts, run, length):
         before = partial & 255
         run[i] = np.uint8(before)
         i += 1
-        if i == RUN_BYTES_MAX:
+        if i == MAX_ESCAPE_BYTES:
             return i
         more = np.int64(0) if decoding or i == length else np.int64(1)
         if not _code_adaptive(state, buffer, contexts, MORE_CONTEXT + (i > 1), more):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from archiver.coding.range_coder import PROBABILITY_ONE
 from archiver.predict.kernels.elementary import (
     KERNEL_OPTIONS,
     exp2_nonpositive,
@@ -21,8 +22,6 @@ from archiver.predict.kernels.elementary import (
 
 TILE_RANKS = 64
 WEIGHT_SCALE = np.float32(1 << 30)
-PROBABILITY_BITS = 22
-PROBABILITY_ONE = 1 << PROBABILITY_BITS
 
 
 @njit(**KERNEL_OPTIONS)
