@@ -11,6 +11,7 @@ Source: FORMAT.md, "Predictor frame payload".
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from archiver.container.layout import (
 from archiver.container.varint import MalformedError, decode_varint, encode_varint
 from archiver.errors import LimitExceededError, UnsupportedVersionError
 from archiver.mixing.mixer import MIXER_VERSION
-from archiver.predict.engine import ENGINE_VERSION, Engine
+from archiver.predict.engine import ENGINE_VERSION, Engine, SoftPrompt
 from archiver.text.framing import symbols_of
 from archiver.text.tokenizer import TextTokenizer
 from archiver.types import Int64Array, Progress
@@ -85,11 +86,17 @@ class StreamPlan:
         return self.streams if step < self.symbols // self.streams else self.symbols % self.streams
 
 
-def plan_streams(symbols: int, chunk_tokens: int | None) -> StreamPlan:
-    """The streams of a frame, by the chunk length asked for or by the frame's length."""
+def plan_streams(
+    symbols: int, chunk_tokens: int | None, largest: int = LARGEST_STREAM_TOKENS
+) -> StreamPlan:
+    """The streams of a frame, by the chunk length asked for or by the frame's length.
+
+    Args:
+        largest: symbols that a stream may have.
+    """
     if chunk_tokens is None:
         chunk_tokens = max(CHUNK_TOKENS_MIN, -(-symbols // STREAMS_TARGET))
-    chunk_tokens = min(chunk_tokens, LARGEST_STREAM_TOKENS)
+    chunk_tokens = min(chunk_tokens, largest)
     return StreamPlan(symbols=symbols, streams=min(-(-symbols // chunk_tokens), LARGEST_STREAMS))
 
 
@@ -107,9 +114,26 @@ class FrameCodec:
         """Args: package has the tokenizer, read by `encode` alone; threads None: one a core."""
         self._engine = engine
         self._package = package
-        self._tokenizer: TextTokenizer | None = None
+        self._tokenizer = functools.cache(lambda: TextTokenizer(package))
         self._chunk_tokens = chunk_tokens
+        self._stream_tokens_max = LARGEST_STREAM_TOKENS - engine.lead
+        self._threads = threads
         self._workers = ModelWorkers(engine, threads)
+
+    def steered(self, prompt: SoftPrompt | None, chunk_tokens: int | None) -> FrameCodec:
+        """A codec over the same weights whose streams begin after a soft prompt, if any.
+
+        Raises:
+            UsageError: window and soft prompt are too long together.
+        """
+        codec = FrameCodec(
+            self._engine if prompt is None else self._engine.steered(prompt),
+            package=self._package,
+            threads=self._threads,
+            chunk_tokens=chunk_tokens,
+        )
+        codec._tokenizer = self._tokenizer
+        return codec
 
     def worth_trying(self, content: bytes) -> bool:
         """Whether the model may shrink this content: not where its bytes look random."""
@@ -125,12 +149,10 @@ class FrameCodec:
             content: at least one byte; progress: called with bytes finished since the last call.
         """
         assert content
-        if self._tokenizer is None:
-            self._tokenizer = TextTokenizer(self._package)
         vocabulary = self._engine.vocabulary
-        symbols = symbols_of(content, vocabulary, self._tokenizer)
+        symbols = symbols_of(content, vocabulary, self._tokenizer())
         ranks = symbols.ranks
-        plan = plan_streams(len(ranks), self._chunk_tokens)
+        plan = plan_streams(len(ranks), self._chunk_tokens, self._stream_tokens_max)
         starts = plan.starts
         run_offsets = np.zeros(len(ranks) + 1, np.int64)
         run_offsets[1:][ranks < 0] = [len(run) for run in symbols.escapes]
@@ -219,7 +241,7 @@ class FrameCodec:
         if flags & ~HAS_ESCAPES:
             raise PayloadError(f"unknown flags {flags:#04x}")
         plan = StreamPlan(symbols=count, streams=streams)
-        if plan.steps > LARGEST_STREAM_TOKENS:
+        if plan.steps > self._stream_tokens_max:
             raise PayloadError(f"a stream of {plan.steps} symbols")
         needed = self._workers.cache_bytes(streams, plan.steps)
         if needed > CACHE_BYTES_MAX:

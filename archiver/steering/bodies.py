@@ -1,0 +1,142 @@
+"""Steering vectors as bytes: a scale, a prior's parameters, coded coordinates.
+
+    codes [vectors, hidden] ── minus means ── symbols ── range coder, by the prior's tables ── bytes
+
+Source: FORMAT.md, "Steering vectors".
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from archiver.coding import range_coder
+from archiver.container.layout import LARGEST_STEERING_VECTORS
+from archiver.container.varint import MalformedError, decode_varint, encode_varint
+from archiver.errors import LimitExceededError
+from archiver.predict.engine import SCALE_MAX, SCALE_MIN, SoftPrompt
+from archiver.steering.coordinates import code_symbols
+from archiver.steering.priors import CODE_MAX, Prior, decode_prior, means
+from archiver.types import Int8Array, Int32Array
+
+if TYPE_CHECKING:
+    from archiver.predict.package import ModelPackage
+
+_SCALE = struct.Struct("<H")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyStart:
+    """What a body says before its coordinates.
+
+    Attributes:
+        vectors: how many; scale: what a code is worth; prior: how coordinates are coded.
+        coordinates_at: where the coded coordinates begin.
+    """
+
+    vectors: int
+    scale: float
+    prior: Prior
+    coordinates_at: int
+
+
+def storable_scale(scale: float) -> float:
+    """The nearest number that a body can hold as its scale: 8 significant bits."""
+    limited = np.float32(min(max(scale, SCALE_MIN), SCALE_MAX))
+    upper = (int(limited.view(np.uint32)) + 0x8000) >> 16
+    return float(_scale_of(upper))
+
+
+def _scale_of(upper: int) -> np.float32:
+    return np.uint32(upper << 16).view(np.float32)
+
+
+def read_start(body: bytes) -> BodyStart:
+    """Everything but the coordinates.
+
+    Raises:
+        MalformedError: the body's form is wrong. LimitExceededError: too many vectors.
+    """
+    vectors, at = decode_varint(body, 0)
+    if vectors > LARGEST_STEERING_VECTORS:
+        raise LimitExceededError(
+            f"{vectors} steering vectors are more than {LARGEST_STEERING_VECTORS}"
+        )
+    if vectors == 0:
+        raise MalformedError("no vectors")
+    if at + 3 > len(body):
+        raise MalformedError("it is cut short")
+    scale = float(_scale_of(_SCALE.unpack_from(body, at + 1)[0]))
+    if not SCALE_MIN <= scale <= SCALE_MAX:
+        raise MalformedError("its scale is out of range")
+    prior, end = decode_prior(body[at], body, at + 3, vectors)
+    return BodyStart(vectors=vectors, scale=scale, prior=prior, coordinates_at=end)
+
+
+def encode_body(codes: Int8Array, scale: float, prior: Prior, package: ModelPackage) -> bytes:
+    """The body of which `decode_body` makes the vectors codes * scale.
+
+    Args:
+        codes: int8 [vectors, hidden], -127 to 127; scale: one that `storable_scale` gave.
+        prior: one whose tables have a symbol for every code.
+    """
+    assert storable_scale(scale) == scale
+    assert 1 <= len(codes) <= LARGEST_STEERING_VECTORS
+    tables = prior.tables(*codes.shape)
+    rest = codes.astype(np.int32) - _means(prior, scale, package)
+    symbols = np.searchsorted(tables.codes, rest).clip(0, len(tables.codes) - 1)
+    assert (tables.codes[symbols] == rest).all()
+    state = range_coder.new_encoder()
+    buffer = np.empty(24 * codes.size + 64, np.uint8)  # at most 8 decisions of 22 bits each
+    code_symbols(
+        state, buffer, tables.cumulative, tables.numbers.reshape(-1),
+        symbols.astype(np.uint8).reshape(-1),
+    )  # fmt: skip
+    upper = int(np.float32(scale).view(np.uint32)) >> 16
+    return b"".join(
+        (
+            encode_varint(len(codes)),
+            bytes([prior.kind]),
+            _SCALE.pack(upper),
+            prior.encode(),
+            range_coder.finish(state, buffer),
+        )
+    )
+
+
+def decode_body(body: bytes, package: ModelPackage) -> SoftPrompt:
+    """The vectors of a body.
+
+    Raises:
+        MalformedError: the body's form is wrong, or it does not suit the package.
+        LimitExceededError: too many vectors.
+    """
+    start = read_start(body)
+    hidden = package.arrays["embed.codes"].shape[1]
+    tables = start.prior.tables(start.vectors, hidden)
+    base = _means(start.prior, start.scale, package)
+    buffer = np.frombuffer(body, np.uint8)[start.coordinates_at :].copy()
+    state = range_coder.new_decoder(buffer)
+    if state[range_coder.LOW] >= state[range_coder.RANGE]:
+        raise MalformedError("its code lies outside the coder's range")
+    symbols = np.zeros(start.vectors * hidden, np.uint8)
+    code_symbols(state, buffer, tables.cumulative, tables.numbers.reshape(-1), symbols)
+    codes = base + tables.codes[symbols].reshape(start.vectors, hidden)
+    return SoftPrompt(
+        codes=np.clip(codes, -CODE_MAX, CODE_MAX).astype(np.int8),
+        scales=np.full(start.vectors, start.scale, np.float32),
+    )
+
+
+def _means(prior: Prior, scale: float, package: ModelPackage) -> Int32Array:
+    """The vectors' means in steps, int32 [vectors, hidden], or a zero where there are none."""
+    codes, scales = package.arrays["embed.codes"], package.arrays["embed.scales"]
+    if not prior.base_ranks:
+        return np.zeros((1, 1), np.int32)
+    if max(prior.base_ranks) >= len(codes):
+        raise MalformedError(f"the model has no token {max(prior.base_ranks)}")
+    ranks = list(prior.base_ranks)
+    return means(codes[ranks], scales[ranks], np.float32(scale))
