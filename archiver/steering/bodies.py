@@ -8,6 +8,7 @@ Source: FORMAT.md, "Steering vectors".
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ from archiver.container.varint import MalformedError, decode_varint, encode_vari
 from archiver.errors import LimitExceededError
 from archiver.predict.engine import SCALE_MAX, SCALE_MIN, SoftPrompt
 from archiver.steering.coordinates import code_symbols
-from archiver.steering.priors import CODE_MAX, Prior, decode_prior, means
+from archiver.steering.files import built_in_by_number
+from archiver.steering.priors import CODE_MAX, Base, Prior, decode_prior, means
 from archiver.types import Int8Array, Int32Array
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def encode_body(codes: Int8Array, scale: float, prior: Prior, package: ModelPack
     assert storable_scale(scale) == scale
     assert 1 <= len(codes) <= LARGEST_STEERING_VECTORS
     tables = prior.tables(*codes.shape)
-    rest = codes.astype(np.int32) - _means(prior, scale, package)
+    rest = codes.astype(np.int32) - _means(prior, scale, len(codes), package)
     symbols = np.searchsorted(tables.codes, rest).clip(0, len(tables.codes) - 1)
     assert (tables.codes[symbols] == rest).all()
     state = range_coder.new_encoder()
@@ -117,7 +119,7 @@ def decode_body(body: bytes, package: ModelPackage) -> SoftPrompt:
     start = read_start(body)
     hidden = package.arrays["embed.codes"].shape[1]
     tables = start.prior.tables(start.vectors, hidden)
-    base = _means(start.prior, start.scale, package)
+    base = _means(start.prior, start.scale, start.vectors, package)
     buffer = np.frombuffer(body, np.uint8)[start.coordinates_at :].copy()
     state = range_coder.new_decoder(buffer)
     if state[range_coder.LOW] >= state[range_coder.RANGE]:
@@ -131,12 +133,38 @@ def decode_body(body: bytes, package: ModelPackage) -> SoftPrompt:
     )
 
 
-def _means(prior: Prior, scale: float, package: ModelPackage) -> Int32Array:
-    """The vectors' means in steps, int32 [vectors, hidden], or a zero where there are none."""
+def base_vectors(base: Base, package: ModelPackage) -> SoftPrompt:
+    """The vectors that a prior's means are made of.
+
+    Raises:
+        MalformedError: the model has no such token, or the built-in vectors are not its own.
+        UnsupportedVersionError: built-in vectors that this llmzip lacks.
+    """
+    if base.number:
+        file = built_in_by_number(base.number)
+        if file.package_fingerprint != package.fingerprint_bytes:
+            raise MalformedError("their means are vectors of another model")
+        return decode_body(file.body, package)
+    return token_vectors(base.ranks, package)
+
+
+def token_vectors(ranks: Sequence[int], package: ModelPackage) -> SoftPrompt:
+    """The embeddings of some tokens.
+
+    Raises:
+        MalformedError: the model has no such token.
+    """
     codes, scales = package.arrays["embed.codes"], package.arrays["embed.scales"]
-    if not prior.base_ranks:
+    if max(ranks) >= len(codes):
+        raise MalformedError(f"the model has no token {max(ranks)}")
+    return SoftPrompt(codes=codes[list(ranks)], scales=scales[list(ranks)])
+
+
+def _means(prior: Prior, scale: float, vectors: int, package: ModelPackage) -> Int32Array:
+    """The vectors' means in steps, int32 [vectors, hidden], or a zero where there are none."""
+    if prior.base is None:
         return np.zeros((1, 1), np.int32)
-    if max(prior.base_ranks) >= len(codes):
-        raise MalformedError(f"the model has no token {max(prior.base_ranks)}")
-    ranks = list(prior.base_ranks)
-    return means(codes[ranks], scales[ranks], np.float32(scale))
+    base = base_vectors(prior.base, package)
+    if len(base.codes) != vectors:
+        raise MalformedError("not as many means as vectors")
+    return means(base, scale)

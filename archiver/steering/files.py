@@ -18,7 +18,7 @@ from archiver.container.layout import (
     check32,
     hash64,
 )
-from archiver.errors import SteeringError
+from archiver.errors import SteeringError, UnsupportedVersionError
 
 SUFFIX = ".steer"
 FILE_VERSION = 1
@@ -112,6 +112,15 @@ def built_in_file(name: str) -> SteeringFile:
     return file
 
 
-def built_in_name(number: int) -> str | None:
-    """Return the name of the built-in file with that number; None if there is none."""
-    return next((name for name, (own, _) in BUILT_IN.items() if own == number), None)
+def built_in_by_number(number: int) -> SteeringFile:
+    """Return the built-in steering file that archives name by a number.
+
+    Raises:
+        UnsupportedVersionError: there is none.
+    """
+    for name, (own, _) in BUILT_IN.items():
+        if own == number:
+            return built_in_file(name)
+    raise UnsupportedVersionError(
+        f"the archive needs the built-in steering vectors {number}, which this llmzip lacks"
+    )

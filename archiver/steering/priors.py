@@ -3,8 +3,8 @@
     parameters ── tables: frequencies by symbol ── which table, which mean ── a coordinate's code
                                                         coordinate = code * scale
 
-Every prior says the same three things: some tables of frequencies over its symbols, the code that
-a symbol adds to a coordinate's mean, and which table each coordinate has.
+Every prior says the same things: some tables of frequencies over its symbols, the code that a
+symbol adds to a coordinate's mean, which table each coordinate has, and what the means are.
 
 Source: FORMAT.md, "Steering vectors".
 """
@@ -23,8 +23,9 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from archiver.container.varint import MalformedError, decode_varint, encode_varint
+from archiver.predict.engine import SoftPrompt
 from archiver.steering.normal import SIGMA_MAX, frequencies
-from archiver.types import Int8Array, Int32Array, Int64Array, UInt8Array
+from archiver.types import Int32Array, Int64Array, UInt8Array
 
 CODE_MAX = 127
 FREQUENCY_TOTAL_MAX = 1 << 24
@@ -63,8 +64,8 @@ class Prior(Protocol):
         """The byte that names it."""
 
     @property
-    def base_ranks(self) -> tuple[int, ...]:
-        """Tokens whose embeddings are the vectors' means; none where the means are 0."""
+    def base(self) -> Base | None:
+        """What the coordinates' means are made of; None where they are 0."""
 
     def encode(self) -> bytes:
         """Return the parameters' bytes."""
@@ -90,7 +91,7 @@ class GaussianPrior:
     high: int
 
     kind: ClassVar = PriorKind.GAUSSIAN
-    base_ranks: ClassVar = ()
+    base: ClassVar = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.sigma <= SIGMA_MAX:
@@ -123,7 +124,7 @@ class EmpiricalPrior:
     counts: tuple[int, ...]
 
     kind: ClassVar = PriorKind.EMPIRICAL
-    base_ranks: ClassVar = ()
+    base: ClassVar = None
 
     def __post_init__(self) -> None:
         _check_counts(self.counts)
@@ -155,7 +156,7 @@ class LloydMaxPrior:
     counts: tuple[int, ...]
 
     kind: ClassVar = PriorKind.LLOYD_MAX
-    base_ranks: ClassVar = ()
+    base: ClassVar = None
 
     def __post_init__(self) -> None:
         _check_counts(self.counts)
@@ -192,26 +193,49 @@ def scale_tables() -> Int64Array:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """What the means of ScalesPrior are made of: the embeddings of tokens, or built-in vectors.
+
+    Attributes:
+        ranks: one token a vector; empty where the built-in vectors `number` are the means.
+        number: of a built-in steering file; 0 for none.
+    """
+
+    ranks: tuple[int, ...] = ()
+    number: int = 0
+
+    def __post_init__(self) -> None:
+        assert bool(self.ranks) != bool(self.number)
+
+
+_NO_BASE, _TOKENS, _BUILT_IN = range(3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScalesPrior:
     """N(mean, sigma^2), where sigma comes from the vector and the group of dimensions.
 
     A coordinate's level is its vector's plus its group's, kept to 0 .. LEVELS - 1. At level 0 a
-    code other than 0 hardly ever occurs, so that a coordinate worth nothing costs nothing.
+    symbol other than 0 hardly ever occurs, so that a coordinate worth nothing costs nothing.
 
     Attributes:
-        base_ranks: the tokens whose embeddings, in steps, are the means; empty where means are 0.
+        base: what the means are; None where they are 0.
+        stride: codes between one symbol and the next: means may be finer than what is coded.
         vector_levels: one level a vector; group_levels: one a group of neighbouring dimensions.
     """
 
-    base_ranks: tuple[int, ...]
+    base: Base | None
+    stride: int
     vector_levels: tuple[int, ...]
     group_levels: tuple[int, ...]
 
     kind: ClassVar = PriorKind.SCALES
 
     def __post_init__(self) -> None:
-        if self.base_ranks and len(self.base_ranks) != len(self.vector_levels):
+        if self.base is not None and len(self.base.ranks) not in (0, len(self.vector_levels)):
             raise MalformedError("not one base token a vector")
+        if not 1 <= self.stride <= CODE_MAX:
+            raise MalformedError(f"a stride of {self.stride}")
         if not all(0 <= level < LEVELS for level in self.vector_levels):
             raise MalformedError("a vector's level out of range")
         if not all(abs(level) < LEVELS for level in self.group_levels):
@@ -219,10 +243,16 @@ class ScalesPrior:
 
     def encode(self) -> bytes:
         """Return the parameters' bytes."""
+        if self.base is None:
+            base = bytes([_NO_BASE])
+        elif self.base.number:
+            base = bytes([_BUILT_IN, self.base.number])
+        else:
+            base = bytes([_TOKENS]) + b"".join(map(encode_varint, self.base.ranks))
         return b"".join(
             (
-                bytes([1 if self.base_ranks else 0]),
-                *map(encode_varint, self.base_ranks),
+                base,
+                bytes([self.stride]),
                 bytes(self.vector_levels),
                 bytes([len(self.group_levels)]),
                 bytes(level & 255 for level in self.group_levels),
@@ -232,15 +262,28 @@ class ScalesPrior:
     @classmethod
     def decode(cls, data: bytes, at: int, vectors: int) -> tuple[ScalesPrior, int]:
         """Return the prior whose parameters begin at `at`, and where they end."""
-        (has_base,) = _bytes(data, at, 1)
-        if has_base > 1:
-            raise MalformedError("an unknown flag")
-        base_ranks, at = _varints(data, at + 1, vectors * has_base)
-        vector_levels = tuple(_bytes(data, at, vectors))
-        (groups,) = _bytes(data, at + vectors, 1)
-        group_levels = _signed_bytes(data, at + vectors + 1, groups)
-        prior = cls(base_ranks=base_ranks, vector_levels=vector_levels, group_levels=group_levels)
-        return prior, at + vectors + 1 + groups
+        (kind,) = _bytes(data, at, 1)
+        at += 1
+        base: Base | None = None
+        if kind == _TOKENS:
+            ranks, at = _varints(data, at, vectors)
+            base = Base(ranks=ranks)
+        elif kind == _BUILT_IN:
+            (number,) = _bytes(data, at, 1)
+            if number == 0:
+                raise MalformedError("built-in vectors of number 0")
+            base, at = Base(number=number), at + 1
+        elif kind != _NO_BASE:
+            raise MalformedError(f"means of unknown kind {kind}")
+        (stride,) = _bytes(data, at, 1)
+        vector_levels = tuple(_bytes(data, at + 1, vectors))
+        at += 1 + vectors
+        (groups,) = _bytes(data, at, 1)
+        group_levels = _signed_bytes(data, at + 1, groups)
+        prior = cls(
+            base=base, stride=stride, vector_levels=vector_levels, group_levels=group_levels
+        )
+        return prior, at + 1 + groups
 
     def tables(self, vectors: int, hidden: int) -> CodingTables:
         """Return the tables of all levels.
@@ -256,7 +299,7 @@ class ScalesPrior:
             levels += np.array(self.group_levels, np.int32)[groups]
         return CodingTables(
             cumulative=scale_tables(),
-            codes=np.arange(-CODE_MAX, CODE_MAX + 1, dtype=np.int32),
+            codes=np.arange(-CODE_MAX, CODE_MAX + 1, dtype=np.int32) * self.stride,
             numbers=np.clip(levels, 0, LEVELS - 1).astype(np.uint8),
         )
 
@@ -282,14 +325,10 @@ def decode_prior(kind: int, data: bytes, at: int, vectors: int) -> tuple[Prior, 
     return _DECODERS[kind](data, at, vectors)
 
 
-def means(base_codes: Int8Array, base_scales: np.ndarray, scale: np.float32) -> Int32Array:
-    """Embeddings in steps of `scale`, int32 in -127 .. 127: floats element by element, as E2 says.
-
-    Args:
-        base_codes: int8 [vectors, hidden]; base_scales: float32 [vectors].
-    """
-    values = base_codes.astype(np.float32) * base_scales[:, None]
-    steps = np.clip(values / scale, np.float32(-CODE_MAX), np.float32(CODE_MAX))
+def means(base: SoftPrompt, scale: float) -> Int32Array:
+    """Vectors in steps of `scale`, int32 in -127 .. 127: floats element by element, as E2 says."""
+    values = base.codes.astype(np.float32) * base.scales[:, None]
+    steps = np.clip(values / np.float32(scale), np.float32(-CODE_MAX), np.float32(CODE_MAX))
     rounded: Int32Array = np.rint(steps).astype(np.int32)
     return rounded
 

@@ -11,17 +11,18 @@ Everything here runs in the compressor only; what it decides is stored.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from archiver.errors import UsageError
+from archiver.predict.engine import SoftPrompt
 from archiver.steering.bodies import storable_scale
 from archiver.steering.normal import SIGMA_MAX, SIGMA_UNIT
 from archiver.steering.priors import (
     CODE_MAX,
     LEVELS,
+    Base,
     EmpiricalPrior,
     GaussianPrior,
     LloydMaxPrior,
@@ -96,25 +97,33 @@ def lloyd_max(vectors: Float32Array, bins: int, seed: int = 0) -> Quantized:
 def scales(
     vectors: Float32Array,
     step: float,
-    base_ranks: Sequence[int] = (),
-    base: tuple[Int8Array, Float32Array] | None = None,
+    base: Base | None = None,
+    base_prompt: SoftPrompt | None = None,
 ) -> Quantized:
     """Uniform steps from the means, with the levels that code them shortest.
 
     Args:
-        base_ranks, base: the tokens that the vectors started from, with the codes and scales of
-            their embeddings; without them the means are 0.
+        base, base_prompt: what the vectors started from; without them the means are 0. Means are
+            kept finer than a step, as fine as codes can be.
     """
-    step = storable_scale(step)
-    mean = np.zeros(vectors.shape, np.int32) if base is None else means(*base, np.float32(step))
-    rest = np.rint(vectors / step).astype(np.int32) - mean
-    rest = rest.clip(-CODE_MAX, CODE_MAX)
-    rest = (rest + mean).clip(-CODE_MAX, CODE_MAX) - mean
+    if base_prompt is None:
+        scale, stride = storable_scale(step), 1
+        mean = np.zeros(vectors.shape, np.int32)
+    else:
+        values = base_prompt.codes.astype(np.float32) * base_prompt.scales[:, None]
+        greatest = max(float(np.abs(vectors).max()), float(np.abs(values).max()))
+        scale = storable_scale(max(greatest / CODE_MAX, step / CODE_MAX))
+        stride = min(max(round(step / scale), 1), CODE_MAX)
+        mean = means(base_prompt, scale)
+    rest = np.rint((vectors / scale - mean) / stride).astype(np.int32)
+    # A code of more than 127 would be cut by the decoder: the symbol is one that is not.
+    least, most = -((CODE_MAX + mean) // stride), (CODE_MAX - mean) // stride
+    rest = rest.clip(least, most).clip(-CODE_MAX, CODE_MAX)
     vector_levels, group_levels = fit_levels(rest)
     prior = ScalesPrior(
-        base_ranks=tuple(base_ranks), vector_levels=vector_levels, group_levels=group_levels
+        base=base, stride=stride, vector_levels=vector_levels, group_levels=group_levels
     )
-    return Quantized(codes=(rest + mean).astype(np.int8), scale=step, prior=prior)
+    return Quantized(codes=(rest * stride + mean).astype(np.int8), scale=scale, prior=prior)
 
 
 def fit_levels(rest: Int32Array) -> tuple[tuple[int, ...], tuple[int, ...]]:

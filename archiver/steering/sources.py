@@ -27,15 +27,13 @@ from archiver.errors import (
     HeaderDamagedError,
     LimitExceededError,
     SteeringError,
-    UnsupportedVersionError,
 )
 from archiver.predict.engine import SoftPrompt
-from archiver.steering.bodies import decode_body
+from archiver.steering.bodies import decode_body, token_vectors
 from archiver.steering.files import (
     BUILT_IN,
     SteeringFile,
-    built_in_file,
-    built_in_name,
+    built_in_by_number,
     read_file,
 )
 from archiver.types import Int8Array
@@ -130,12 +128,7 @@ def of_file(file: SteeringFile, package: ModelPackage) -> SoftPrompt:
 def _built_in(fields: bytes) -> SteeringFile:
     if len(fields) != 1:
         raise MalformedError("the number of built-in ones has the wrong length")
-    name = built_in_name(fields[0])
-    if name is None:
-        raise UnsupportedVersionError(
-            f"the archive needs the built-in steering vectors {fields[0]}, which this llmzip lacks"
-        )
-    return built_in_file(name)
+    return built_in_by_number(fields[0])
 
 
 def _named_file(fields: bytes, path: Path | None) -> SteeringFile:
@@ -183,18 +176,6 @@ def _check_count(vectors: int) -> None:
         raise LimitExceededError(
             f"{vectors} steering vectors are more than {LARGEST_STEERING_VECTORS}"
         )
-
-
-def token_vectors(ranks: Sequence[int], package: ModelPackage) -> SoftPrompt:
-    """The embeddings of some tokens.
-
-    Raises:
-        MalformedError: the model has no such token.
-    """
-    codes, scales = package.arrays["embed.codes"], package.arrays["embed.scales"]
-    if max(ranks) >= len(codes):
-        raise MalformedError(f"the model has no token {max(ranks)}")
-    return SoftPrompt(codes=codes[list(ranks)], scales=scales[list(ranks)])
 
 
 def random_vectors(vectors: int, seed: int, package: ModelPackage) -> SoftPrompt:

@@ -75,18 +75,14 @@ def _of_tokens(fields: bytes, package: Package) -> list[Vector]:
         ranks.append(rank)
     if offset != len(fields):
         raise MalformedError("the section has the wrong length")
-    return [Vector(codes, scale) for codes, scale in map(_embedding(package), ranks)]
+    return [_embedding(package, rank) for rank in ranks]
 
 
-def _embedding(package: Package):  # type: ignore[no-untyped-def]
+def _embedding(package: Package, rank: int) -> Vector:
     codes, scales = package.arrays["embed.codes"], package.arrays["embed.scales"]
-
-    def of(rank: int) -> tuple[np.ndarray, np.float32]:
-        if rank >= len(codes):
-            raise MalformedError(f"no token {rank}")
-        return codes[rank].astype(np.int64), f32(scales[rank])
-
-    return of
+    if rank >= len(codes):
+        raise MalformedError(f"no token {rank}")
+    return Vector(codes[rank].astype(np.int64), f32(scales[rank]))
 
 
 def _random(fields: bytes, package: Package) -> list[Vector]:
@@ -96,7 +92,7 @@ def _random(fields: bytes, package: Package) -> list[Vector]:
     if offset != len(fields):
         raise MalformedError("the section has the wrong length")
     hidden = package.config["hidden"]
-    _, scale = _embedding(package)(package.config["start_token"])
+    scale = _embedding(package, package.config["start_token"]).scale
     result = []
     state = seed
     for _ in range(vectors):
@@ -255,14 +251,22 @@ def _of_body(body: bytes, package: Package) -> list[Vector]:
             raise MalformedError("the codes are not ascending")
         tables = [[fields.varint() for _ in codes]]
     elif prior == 4:
-        with_base = fields.u8()
-        if with_base > 1:
-            raise MalformedError("an unknown flag")
-        embedding = _embedding(package)
-        for row in range(k * with_base):
-            base, base_scale = embedding(fields.varint())
-            steps = (base.astype(np.float32) * base_scale) / scale
+        base = fields.u8()
+        vectors: list[Vector] = []
+        if base == 1:
+            vectors = [_embedding(package, fields.varint()) for _ in range(k)]
+        elif base == 2:
+            vectors = _of_file(_built_in(bytes([fields.u8()])), package)
+        elif base > 2:
+            raise MalformedError(f"unknown means {base}")
+        if vectors and len(vectors) != k:
+            raise MalformedError("another number of means")
+        for row, vector in enumerate(vectors):
+            steps = vector.values() / scale
             means[row] = np.rint(np.clip(steps, f32(-127), f32(127)))
+        stride = fields.u8()
+        if not 1 <= stride <= 127:
+            raise MalformedError("the stride is out of range")
         vector_levels = [fields.u8() for _ in range(k)]
         group_levels = [fields.i8() for _ in range(fields.u8())]
         if len(group_levels) > hidden or max([*vector_levels, *map(abs, group_levels)]) > 40:
@@ -271,25 +275,25 @@ def _of_body(body: bytes, package: Package) -> list[Vector]:
             for j in range(hidden):
                 group = group_levels[j * len(group_levels) // hidden] if group_levels else 0
                 table_of[v, j] = min(max(vector_levels[v] + group, 0), 40)
-        codes = list(range(-127, 128))
+        codes = [c * stride for c in range(-127, 128)]
         tables = [
             normal_frequencies(-127, 127, math.isqrt(math.isqrt(2 ** (level + 8))))
             for level in range(41)
         ]
     else:
         raise MalformedError(f"unknown prior {prior}")
-    if not codes or codes[0] < -127 or codes[-1] > 127:
+    if not codes or (prior != 4 and (codes[0] < -127 or codes[-1] > 127)):
         raise MalformedError("codes out of range")
     if min(tables[0]) < 1 or sum(tables[0]) > 2**24:
         raise MalformedError("frequencies out of range")
     decoder = RangeDecoder(body[fields.offset :])
     result = []
     for v in range(k):
-        vector = []
+        row_codes = []
         for j in range(hidden):
             code = codes[_symbol(tables[table_of[v, j]], decoder)] + means[v, j]
-            vector.append(min(max(code, -127), 127))
-        result.append(Vector(np.array(vector), f32(scale)))
+            row_codes.append(min(max(code, -127), 127))
+        result.append(Vector(np.array(row_codes), f32(scale)))
     return result
 
 
