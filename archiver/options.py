@@ -6,12 +6,13 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from archiver.container.layout import LARGEST_WINDOW_TOKENS
+from archiver.container.layout import LARGEST_STEERING_VECTORS, LARGEST_WINDOW_TOKENS
 from archiver.errors import UsageError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_WINDOW_TOKENS = 2048
 DEFAULT_FRAME_BYTES = 1 << 20
+DEFAULT_STEERING = "auto"
 
 # A frame costs 32 bytes of container: frames from 64 KiB up keep that under 0.1 %.
 SMALLEST_FRAME_BYTES = 1 << 12
@@ -22,7 +23,6 @@ SMALLEST_WINDOW_TOKENS = 16
 STEERING_SUFFIX = ".steer"
 DEFAULT_TRAINING_S = 15 * 60.0
 LARGEST_TRAINED_VECTORS = 32
-LARGEST_RANDOM_VECTORS = 256
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -76,9 +76,10 @@ class SteeringChoice:
             return cls(mode=SteeringMode(text))
         if word == "auto" and (seconds := _seconds(rest)):
             return cls(mode=SteeringMode.AUTO, training_s=seconds)
-        if match := re.fullmatch(r"random:(\d{1,9})(?::(\d{1,19}))?", text):
+        if match := re.fullmatch(r"random:(\d{1,9})(?::(\d{1,20}))?", text):
             vectors, seed = int(match[1]), int(match[2] or 0)
-            _check("number of random vectors", vectors, 1, LARGEST_RANDOM_VECTORS)
+            _check("number of random vectors", vectors, 1, LARGEST_STEERING_VECTORS)
+            _check("seed", seed, 0, (1 << 64) - 1)
             return cls(mode=SteeringMode.RANDOM, vectors=vectors, seed=seed)
         if match := re.fullmatch(r"trained:(\d{1,9})(?::(.+))?", text):
             vectors = int(match[1])
@@ -117,7 +118,7 @@ class CompressOptions:
     window_tokens: int = DEFAULT_WINDOW_TOKENS
     frame_bytes: int = DEFAULT_FRAME_BYTES
     chunk_tokens: int | None = None
-    steering: str = "auto"
+    steering: str = DEFAULT_STEERING
     embed_steering: bool = False
 
     def __post_init__(self) -> None:

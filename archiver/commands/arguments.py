@@ -58,6 +58,9 @@ keep_going_option = click.option(
     is_flag=True,
     help="Leave out damaged frames, decode the others, say what is lost.",
 )
+steering_file_option = click.option(
+    "--steer", metavar="FILE.steer", help="The steering file that the archive names."
+)
 writing_options = _options(
     click.option("-o", "--output", metavar="PATH", help="Write to PATH ('-': standard output)."),
     click.option("-c", "--stdout", "to_stdout", is_flag=True, help="Write to standard output."),

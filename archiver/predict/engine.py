@@ -27,6 +27,7 @@ from archiver.errors import InvalidModelError, UsageError
 from archiver.predict.kernels import attention, layers
 from archiver.predict.kernels.memory import aligned_zeros
 from archiver.predict.kernels.products import INNER_MAX, Product, choose_backend
+from archiver.predict.package import SCALE_MAX, SCALE_MIN
 from archiver.predict.tables import ROTARY_SPAN, activation_span, rotary_angles
 from archiver.text.vocabulary import Vocabulary
 from archiver.types import Float32Array, Int8Array, Int32Array, UInt8Array
@@ -38,7 +39,6 @@ ENGINE_VERSION = 1
 STREAM_TOKENS_MAX = ROTARY_SPAN * ROTARY_SPAN  # positions that the rotary tables reach: 65,536
 VISIBLE_MAX = 1 << 14  # window + sinks below this keep attention's totals in int32
 LOG2_E = float.fromhex("0x1.71547652b82fep+0")
-SCALE_MIN, SCALE_MAX = 2.0**-40, 2.0**8  # keep every product away from denormals and infinity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,75 +7,23 @@ Source: FORMAT.md, "Steering vectors".
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from archiver.coding import range_coder
 from archiver.container.layout import LARGEST_STEERING_VECTORS
-from archiver.container.varint import MalformedError, decode_varint, encode_varint
-from archiver.errors import LimitExceededError
-from archiver.predict.engine import SCALE_MAX, SCALE_MIN, SoftPrompt
+from archiver.container.varint import MalformedError
+from archiver.predict.engine import SoftPrompt
 from archiver.steering.coordinates import code_symbols
 from archiver.steering.files import built_in_by_number
-from archiver.steering.priors import CODE_MAX, Base, Prior, decode_prior, means
+from archiver.steering.priors import CODE_MAX, Base, Prior
+from archiver.steering.starts import encode_start, read_start, storable_scale
 from archiver.types import Int8Array, Int32Array
 
 if TYPE_CHECKING:
     from archiver.predict.package import ModelPackage
-
-_SCALE = struct.Struct("<H")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BodyStart:
-    """What a body says before its coordinates.
-
-    Attributes:
-        vectors: how many; scale: what a code is worth; prior: how coordinates are coded.
-        coordinates_at: where the coded coordinates begin.
-    """
-
-    vectors: int
-    scale: float
-    prior: Prior
-    coordinates_at: int
-
-
-def storable_scale(scale: float) -> float:
-    """The nearest number that a body can hold as its scale: 8 significant bits."""
-    limited = np.float32(min(max(scale, SCALE_MIN), SCALE_MAX))
-    upper = (int(limited.view(np.uint32)) + 0x8000) >> 16
-    return float(_scale_of(upper))
-
-
-def _scale_of(upper: int) -> np.float32:
-    return np.uint32(upper << 16).view(np.float32)
-
-
-def read_start(body: bytes) -> BodyStart:
-    """Everything but the coordinates.
-
-    Raises:
-        MalformedError: the body's form is wrong. LimitExceededError: too many vectors.
-    """
-    vectors, at = decode_varint(body, 0)
-    if vectors > LARGEST_STEERING_VECTORS:
-        raise LimitExceededError(
-            f"{vectors} steering vectors are more than {LARGEST_STEERING_VECTORS}"
-        )
-    if vectors == 0:
-        raise MalformedError("no vectors")
-    if at + 3 > len(body):
-        raise MalformedError("it is cut short")
-    scale = float(_scale_of(_SCALE.unpack_from(body, at + 1)[0]))
-    if not SCALE_MIN <= scale <= SCALE_MAX:
-        raise MalformedError("its scale is out of range")
-    prior, end = decode_prior(body[at], body, at + 3, vectors)
-    return BodyStart(vectors=vectors, scale=scale, prior=prior, coordinates_at=end)
 
 
 def encode_body(codes: Int8Array, scale: float, prior: Prior, package: ModelPackage) -> bytes:
@@ -88,7 +36,7 @@ def encode_body(codes: Int8Array, scale: float, prior: Prior, package: ModelPack
     assert storable_scale(scale) == scale
     assert 1 <= len(codes) <= LARGEST_STEERING_VECTORS
     tables = prior.tables(*codes.shape)
-    rest = codes.astype(np.int32) - _means(prior, scale, len(codes), package)
+    rest = codes.astype(np.int32) - mean_codes(prior, scale, len(codes), package)
     symbols = np.searchsorted(tables.codes, rest).clip(0, len(tables.codes) - 1)
     assert (tables.codes[symbols] == rest).all()
     state = range_coder.new_encoder()
@@ -97,16 +45,7 @@ def encode_body(codes: Int8Array, scale: float, prior: Prior, package: ModelPack
         state, buffer, tables.cumulative, tables.numbers.reshape(-1),
         symbols.astype(np.uint8).reshape(-1),
     )  # fmt: skip
-    upper = int(np.float32(scale).view(np.uint32)) >> 16
-    return b"".join(
-        (
-            encode_varint(len(codes)),
-            bytes([prior.kind]),
-            _SCALE.pack(upper),
-            prior.encode(),
-            range_coder.finish(state, buffer),
-        )
-    )
+    return encode_start(len(codes), scale, prior) + range_coder.finish(state, buffer)
 
 
 def decode_body(body: bytes, package: ModelPackage) -> SoftPrompt:
@@ -119,7 +58,7 @@ def decode_body(body: bytes, package: ModelPackage) -> SoftPrompt:
     start = read_start(body)
     hidden = package.arrays["embed.codes"].shape[1]
     tables = start.prior.tables(start.vectors, hidden)
-    base = _means(start.prior, start.scale, start.vectors, package)
+    base = mean_codes(start.prior, start.scale, start.vectors, package)
     buffer = np.frombuffer(body, np.uint8)[start.coordinates_at :].copy()
     state = range_coder.new_decoder(buffer)
     if state[range_coder.LOW] >= state[range_coder.RANGE]:
@@ -160,7 +99,15 @@ def token_vectors(ranks: Sequence[int], package: ModelPackage) -> SoftPrompt:
     return SoftPrompt(codes=codes[list(ranks)], scales=scales[list(ranks)])
 
 
-def _means(prior: Prior, scale: float, vectors: int, package: ModelPackage) -> Int32Array:
+def means(base: SoftPrompt, scale: float) -> Int32Array:
+    """Vectors in steps of `scale`, int32 in -127 .. 127: floats element by element, as E2 says."""
+    values = base.codes.astype(np.float32) * base.scales[:, None]
+    steps = np.clip(values / np.float32(scale), np.float32(-CODE_MAX), np.float32(CODE_MAX))
+    rounded: Int32Array = np.rint(steps).astype(np.int32)
+    return rounded
+
+
+def mean_codes(prior: Prior, scale: float, vectors: int, package: ModelPackage) -> Int32Array:
     """The vectors' means in steps, int32 [vectors, hidden], or a zero where there are none."""
     if prior.base is None:
         return np.zeros((1, 1), np.int32)

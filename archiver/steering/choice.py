@@ -14,8 +14,7 @@ from archiver.container.layout import LARGEST_STEERING_VECTORS, SteeringSection
 from archiver.errors import UsageError
 from archiver.options import CompressOptions, SteeringMode
 from archiver.predict.engine import SoftPrompt
-from archiver.steering import sources
-from archiver.steering.files import BUILT_IN, built_in_file, read_file
+from archiver.steering import files, sections, sources
 from archiver.text.framing import symbols_of
 from archiver.text.tokenizer import TextTokenizer
 from archiver.text.vocabulary import Vocabulary
@@ -54,23 +53,23 @@ def choose(
         case SteeringMode.AUTO:
             return best_built_in(package, codec, sample) or (None, None)
         case SteeringMode.NAMED:
-            if choice.text not in BUILT_IN:
-                names = ", ".join(BUILT_IN) or "none"
+            if choice.text not in files.BUILT_IN:
+                names = ", ".join(files.BUILT_IN) or "none"
                 raise UsageError(
                     f"no built-in steering vectors {choice.text!r}; there are: {names}"
                 )
-            section = sources.built_in_section(choice.text)
+            section = sections.built_in_section(choice.text)
         case SteeringMode.FIXED:
-            section = sources.tokens_section(_ranks_of(choice.text, package))
+            section = sections.tokens_section(_ranks_of(choice.text, package))
         case SteeringMode.RANDOM:
-            section = sources.random_section(choice.seed, choice.vectors)
+            section = sections.random_section(choice.seed, choice.vectors)
         case SteeringMode.FILE:
             path = Path(choice.text)
-            file = read_file(path)
+            file = files.read_file(path)
             if options.embed_steering:
-                section = sources.embedded_section(file.body)
+                section = sections.embedded_section(file.body)
             else:
-                section = sources.file_section(file)
+                section = sections.file_section(file)
             return section, sources.of_file(file, package)
     return section, sources.resolve(section, package, None)
 
@@ -79,15 +78,15 @@ def best_built_in(package: ModelPackage, codec: FrameCodec, sample: bytes) -> St
     """Return the built-in vectors that code an extract of the text shortest; None for none."""
     candidates = [
         name
-        for name in BUILT_IN
-        if built_in_file(name).package_fingerprint == package.fingerprint_bytes
+        for name in files.BUILT_IN
+        if files.built_in_file(name).package_fingerprint == package.fingerprint_bytes
     ]
     extract = extract_of(sample)
     if not candidates or not extract or not codec.worth_trying(sample):
         return None
     best, found = coded_bytes(codec, None, extract), None
     for name in candidates:
-        section = sources.built_in_section(name)
+        section = sections.built_in_section(name)
         prompt = sources.resolve(section, package, None)
         size = coded_bytes(codec, prompt, extract)
         if size < best:

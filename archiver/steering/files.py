@@ -21,6 +21,7 @@ from archiver.container.layout import (
 from archiver.errors import SteeringError, UnsupportedVersionError
 
 SUFFIX = ".steer"
+FOLDER = Path(__file__).parent / "vectors"
 FILE_VERSION = 1
 FILE_MAGIC = b"\x89LZST\n"
 FILE_START = struct.Struct(f"<6sB{FINGERPRINT_BYTES}sI")
@@ -106,10 +107,15 @@ def built_in_file(name: str) -> SteeringFile:
     Raises:
         SteeringError: the installation is damaged.
     """
-    file = read_file(Path(__file__).parent / "vectors" / f"{name}{SUFFIX}")
+    file = read_file(FOLDER / f"{name}{SUFFIX}")
     if file.fingerprint != BUILT_IN[name][1]:
         raise SteeringError(f"the built-in steering vectors {name!r} are not those of this llmzip")
     return file
+
+
+def built_in_name(number: int) -> str | None:
+    """Return the name of the built-in file with that number; None if there is none."""
+    return next((name for name, (own, _) in BUILT_IN.items() if own == number), None)
 
 
 def built_in_by_number(number: int) -> SteeringFile:
@@ -118,9 +124,9 @@ def built_in_by_number(number: int) -> SteeringFile:
     Raises:
         UnsupportedVersionError: there is none.
     """
-    for name, (own, _) in BUILT_IN.items():
-        if own == number:
-            return built_in_file(name)
-    raise UnsupportedVersionError(
-        f"the archive needs the built-in steering vectors {number}, which this llmzip lacks"
-    )
+    name = built_in_name(number)
+    if name is None:
+        raise UnsupportedVersionError(
+            f"the archive needs the built-in steering vectors {number}, which this llmzip lacks"
+        )
+    return built_in_file(name)

@@ -23,7 +23,6 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from archiver.container.varint import MalformedError, decode_varint, encode_varint
-from archiver.predict.engine import SoftPrompt
 from archiver.steering.normal import SIGMA_MAX, frequencies
 from archiver.types import Int32Array, Int64Array, UInt8Array
 
@@ -323,14 +322,6 @@ def decode_prior(kind: int, data: bytes, at: int, vectors: int) -> tuple[Prior, 
     if kind not in _DECODERS:
         raise MalformedError(f"unknown prior {kind}")
     return _DECODERS[kind](data, at, vectors)
-
-
-def means(base: SoftPrompt, scale: float) -> Int32Array:
-    """Vectors in steps of `scale`, int32 in -127 .. 127: floats element by element, as E2 says."""
-    values = base.codes.astype(np.float32) * base.scales[:, None]
-    steps = np.clip(values / np.float32(scale), np.float32(-CODE_MAX), np.float32(CODE_MAX))
-    rounded: Int32Array = np.rint(steps).astype(np.int32)
-    return rounded
 
 
 def _check_counts(counts: tuple[int, ...]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from archiver.errors import UsageError
 from archiver.predict.engine import SoftPrompt
-from archiver.steering.bodies import storable_scale
+from archiver.steering.bodies import means
 from archiver.steering.normal import SIGMA_MAX, SIGMA_UNIT
 from archiver.steering.priors import (
     CODE_MAX,
@@ -28,9 +28,9 @@ from archiver.steering.priors import (
     LloydMaxPrior,
     Prior,
     ScalesPrior,
-    means,
     scale_tables,
 )
+from archiver.steering.starts import storable_scale
 from archiver.types import Float32Array, Float64Array, Int8Array, Int32Array
 
 GROUP_DIMENSIONS = 64  # that share a level of ScalesPrior, about

@@ -1,4 +1,4 @@
-"""From the header's steering section to the vectors, and what a section says of itself.
+"""From the header's steering section to the vectors.
 
     BUILT_IN  number         ─┐
     FILE      fingerprint    ─┼─ body ──────────────────────┐
@@ -11,71 +11,27 @@ Source: FORMAT.md, "Section STEERING".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from archiver.container.layout import (
-    LARGEST_STEERING_VECTORS,
-    SteeringKind,
-    SteeringSection,
-)
-from archiver.container.varint import MalformedError, decode_varint, encode_varint
-from archiver.errors import (
-    HeaderDamagedError,
-    LimitExceededError,
-    SteeringError,
-)
+from archiver.container.layout import SteeringKind, SteeringSection
+from archiver.container.varint import MalformedError
+from archiver.errors import HeaderDamagedError, SteeringError
 from archiver.predict.engine import SoftPrompt
 from archiver.steering.bodies import decode_body, token_vectors
-from archiver.steering.files import (
-    BUILT_IN,
-    SteeringFile,
-    built_in_by_number,
-    read_file,
+from archiver.steering.files import SteeringFile, built_in_by_number, read_file
+from archiver.steering.sections import (
+    fingerprint_of,
+    number_of,
+    ranks_of,
+    vectors_and_seed_of,
 )
 from archiver.types import Int8Array
 
 if TYPE_CHECKING:
     from archiver.predict.package import ModelPackage
-
-_FILE_FINGERPRINT_BYTES = 8
-
-
-# --- sections -------------------------------------------------------------------------------
-
-
-def built_in_section(name: str) -> SteeringSection:
-    """The section that names a built-in steering file."""
-    return SteeringSection(kind=SteeringKind.BUILT_IN, fields=bytes([BUILT_IN[name][0]]))
-
-
-def tokens_section(ranks: Sequence[int]) -> SteeringSection:
-    """The section that holds tokens whose embeddings are the vectors."""
-    fields = encode_varint(len(ranks)) + b"".join(map(encode_varint, ranks))
-    return SteeringSection(kind=SteeringKind.TOKENS, fields=fields)
-
-
-def random_section(seed: int, vectors: int) -> SteeringSection:
-    """The section of vectors that follow from a seed."""
-    fields = encode_varint(vectors) + encode_varint(seed)
-    return SteeringSection(kind=SteeringKind.RANDOM, fields=fields)
-
-
-def embedded_section(body: bytes) -> SteeringSection:
-    """The section that holds the vectors themselves."""
-    return SteeringSection(kind=SteeringKind.EMBEDDED, fields=body)
-
-
-def file_section(file: SteeringFile) -> SteeringSection:
-    """The section that names a steering file."""
-    fields = file.fingerprint.to_bytes(_FILE_FINGERPRINT_BYTES, "little")
-    return SteeringSection(kind=SteeringKind.FILE, fields=fields)
-
-
-# --- vectors --------------------------------------------------------------------------------
 
 
 def resolve(
@@ -94,15 +50,15 @@ def resolve(
     try:
         match section.kind:
             case SteeringKind.BUILT_IN:
-                return of_file(_built_in(section.fields), package)
+                return of_file(built_in_by_number(number_of(section.fields)), package)
             case SteeringKind.FILE:
                 return of_file(_named_file(section.fields, steering_file), package)
             case SteeringKind.EMBEDDED:
                 return decode_body(section.fields, package)
             case SteeringKind.TOKENS:
-                return token_vectors(_ranks(section.fields), package)
+                return token_vectors(ranks_of(section.fields), package)
             case SteeringKind.RANDOM:
-                vectors, seed = _vectors_and_seed(section.fields)
+                vectors, seed = vectors_and_seed_of(section.fields)
                 return random_vectors(vectors, seed, package)
     except MalformedError as error:
         raise HeaderDamagedError(f"the header is damaged: its steering vectors: {error}") from error
@@ -125,16 +81,8 @@ def of_file(file: SteeringFile, package: ModelPackage) -> SoftPrompt:
         raise SteeringError(f"the steering file is malformed: {error}") from error
 
 
-def _built_in(fields: bytes) -> SteeringFile:
-    if len(fields) != 1:
-        raise MalformedError("the number of built-in ones has the wrong length")
-    return built_in_by_number(fields[0])
-
-
 def _named_file(fields: bytes, path: Path | None) -> SteeringFile:
-    if len(fields) != _FILE_FINGERPRINT_BYTES:
-        raise MalformedError("the fingerprint of their file has the wrong length")
-    wanted = int.from_bytes(fields, "little")
+    wanted = fingerprint_of(fields)
     if path is None:
         raise SteeringError(
             f"the archive needs the steering file {wanted:016x} (--steer names the file)"
@@ -146,36 +94,6 @@ def _named_file(fields: bytes, path: Path | None) -> SteeringFile:
             f"{file.fingerprint:016x}"
         )
     return file
-
-
-def _ranks(fields: bytes) -> list[int]:
-    count, at = decode_varint(fields, 0)
-    _check_count(count)
-    ranks = []
-    for _ in range(count):
-        rank, at = decode_varint(fields, at)
-        ranks.append(rank)
-    if at != len(fields):
-        raise MalformedError("bytes follow the tokens")
-    return ranks
-
-
-def _vectors_and_seed(fields: bytes) -> tuple[int, int]:
-    vectors, at = decode_varint(fields, 0)
-    _check_count(vectors)
-    seed, at = decode_varint(fields, at, bits=64)
-    if at != len(fields):
-        raise MalformedError("bytes follow the seed")
-    return vectors, seed
-
-
-def _check_count(vectors: int) -> None:
-    if vectors == 0:
-        raise MalformedError("there are none")
-    if vectors > LARGEST_STEERING_VECTORS:
-        raise LimitExceededError(
-            f"{vectors} steering vectors are more than {LARGEST_STEERING_VECTORS}"
-        )
 
 
 def random_vectors(vectors: int, seed: int, package: ModelPackage) -> SoftPrompt:

@@ -19,8 +19,6 @@ from archiver.steering.bodies import (
     base_vectors,
     decode_body,
     encode_body,
-    read_start,
-    storable_scale,
 )
 from archiver.steering.priors import (
     LEVELS,
@@ -34,6 +32,7 @@ from archiver.steering.priors import (
     scale_tables,
 )
 from archiver.steering.quantizers import Quantized
+from archiver.steering.starts import read_start, storable_scale
 from archiver.types import Float32Array
 
 HIDDEN = 48  # of the package "tiny"
