@@ -229,6 +229,13 @@ class Session:
 
         self._caches = caches(ring)
         self._sinks = caches(sink_ring)
+        group = engine.heads // kv_heads
+        items = attention.visible_items(min(tokens, engine.window), engine.sinks)
+        self._scratch = (
+            aligned_zeros((attention.TOGETHER * group, items), np.int32),
+            aligned_zeros((2, items), np.float32),
+            aligned_zeros((2, group, items), np.uint8),
+        )
         self._cosines, self._sines = engine.rotary(max(tokens, engine.window + engine.sinks))
 
     def advance(self, tokens: Int32Array) -> tuple[Int8Array, Float32Array]:
@@ -271,7 +278,7 @@ class Session:
             )  # fmt: skip
             attention.attend(
                 query, query_scale, sink_query, sink_query_scale, *cache, *sinks,
-                row_stream, row_position, engine.window, engine.sinks, attended,
+                row_stream, row_position, engine.window, engine.sinks, *self._scratch, attended,
             )  # fmt: skip
             layers.quantize_rows(attended, attended_codes, scales)
             layers.add_product(x, layer.o(attended_codes), scales, layer.o_scales)
