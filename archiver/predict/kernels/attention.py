@@ -97,7 +97,19 @@ def _dot_row(keys, key_at, query, query_at, quads, group, dots, at, stride, tile
 
 @njit(**KERNEL_OPTIONS)
 def _dot_rows(
-    keys, key_at, query, query_at, row_items, quads, rows, group, dots, at, row_stride, stride, tiles
+    keys,
+    key_at,
+    query,
+    query_at,
+    row_items,
+    quads,
+    rows,
+    group,
+    dots,
+    at,
+    row_stride,
+    stride,
+    tiles,
 ):
     """`_dot_row` for `rows` rows whose queries lie `row_items` apart, results `row_stride`."""
     if rows != TOGETHER:

@@ -50,7 +50,7 @@ def has_byte_dot_product() -> bool:
     return bool(llvm.get_host_cpu_features().get("avx512vnni"))
 
 
-class _Lanes:
+class LaneBuilder:
     """A builder of operations on 16 lanes."""
 
     def __init__(self, context: Any, builder: Any) -> None:
@@ -147,21 +147,25 @@ class _Lanes:
         return acc
 
 
-def _codegen(body: Callable[..., Any]) -> Any:
-    """Code generation that hands `body` the lane builder, the argument types and values."""
+def codegen(builder: type[LaneBuilder], body: Callable[..., Any]) -> Any:
+    """Code generation that hands `body` the builder, the argument types and values."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        result = body(_Lanes(context, builder), signature.args, *args)
+    def generate(context: Any, llvm_builder: Any, signature: Any, args: Any) -> Any:
+        result = body(builder(context, llvm_builder), signature.args, *args)
         return context.get_dummy_value() if result is None else result
 
-    return codegen
+    return generate
+
+
+def _codegen(body: Callable[..., Any]) -> Any:
+    return codegen(LaneBuilder, body)
 
 
 def _dot_keys(rows: int, members: int, step: int, native: bool) -> Any:
     """Dot products of `rows` * `members` queries with `step` tiles of keys at a time."""
 
     def body(
-        v: _Lanes,
+        v: LaneBuilder,
         kinds: Any,
         keys: Any,
         key_at: Any,
@@ -230,7 +234,7 @@ def _dot_values(members: int, groups: int, native: bool) -> Any:
     """Values weighed for `members` queries, 16 * `groups` dimensions at a time."""
 
     def body(
-        v: _Lanes,
+        v: LaneBuilder,
         kinds: Any,
         values: Any,
         value_at: Any,
@@ -293,7 +297,7 @@ def _multiply_tiles(rows: int, tiles: int, native: bool) -> Any:
     """Products of `rows` vectors of codes with `tiles` tiles of 16 weight rows, in registers."""
 
     def body(
-        v: _Lanes,
+        v: LaneBuilder,
         kinds: Any,
         weights: Any,
         weight_at: Any,
@@ -390,7 +394,7 @@ def scale_dots(typingctx, dots, dots_at, bias, scale, scales, scales_at, tiles, 
     outside begin <= i < end; returns the greatest order key (see `elementary.order_key`)."""
 
     def body(
-        v: _Lanes,
+        v: LaneBuilder,
         kinds: Any,
         dots: Any,
         dots_at: Any,
@@ -425,9 +429,7 @@ def greatest_positive(typingctx, x, at, tiles, begin, end):
     """The bits of the greatest of some positive binary32, x[at + i] for begin <= i < end; 0 where
     there are none. Positive floats order as their bits do."""
 
-    def body(
-        v: _Lanes, kinds: Any, x: Any, at: Any, tiles: Any, begin: Any, end: Any
-    ) -> Any:
+    def body(v: LaneBuilder, kinds: Any, x: Any, at: Any, tiles: Any, begin: Any, end: Any) -> Any:
         b = v.builder
         source = v.pointer(kinds[0], x, at, _INTS)
         best = v.cell(_INTS, v.ints(0))
@@ -445,7 +447,7 @@ def greatest_positive(typingctx, x, at, tiles, begin, end):
 def sum_codes(typingctx, codes, at, quads):
     """The int32 sum of 4 * quads int8 codes, quads a multiple of 4."""
 
-    def body(v: _Lanes, kinds: Any, codes: Any, at: Any, quads: Any) -> Any:
+    def body(v: LaneBuilder, kinds: Any, codes: Any, at: Any, quads: Any) -> Any:
         b = v.builder
         source = v.pointer(kinds[0], codes, at, _BYTES)
         total = v.cell(_INTS, v.ints(0))
@@ -461,7 +463,9 @@ def sum_codes(typingctx, codes, at, quads):
 def exponentiate(typingctx, logits, at, tiles, top, one):
     """logits[i] becomes e = 2^(logits[i] - top); returns the int32 sum of round(e * one)."""
 
-    def body(v: _Lanes, kinds: Any, logits: Any, at: Any, tiles: Any, top: Any, one: Any) -> Any:
+    def body(
+        v: LaneBuilder, kinds: Any, logits: Any, at: Any, tiles: Any, top: Any, one: Any
+    ) -> Any:
         b = v.builder
         source = v.pointer(kinds[0], logits, at, _FLOATS)
         all_top, all_one = v.splat(top, _FLOATS), v.splat(one, _FLOATS)
@@ -482,7 +486,7 @@ def weigh(typingctx, exponentials, at, scales, scales_at, tiles, share, high, lo
     """round(exponentials[i] * (scales[i] * share)), its two bytes in `high` and `low`."""
 
     def body(
-        v: _Lanes,
+        v: LaneBuilder,
         kinds: Any,
         exponentials: Any,
         at: Any,
@@ -515,7 +519,7 @@ def fetch_lines(typingctx, array, at, lines):
     """The processor begins to bring `lines` cache lines of a byte array, from item `at` on, into
     its second-level cache. Addresses outside the array do no harm."""
 
-    def body(v: _Lanes, kinds: Any, array: Any, at: Any, lines: Any) -> None:
+    def body(v: LaneBuilder, kinds: Any, array: Any, at: Any, lines: Any) -> None:
         b = v.builder
         place = v.pointer(kinds[0], array, at, _I8)
         signature = ir.FunctionType(ir.VoidType(), [place.type, _I32, _I32, _I32])
@@ -531,7 +535,7 @@ def fetch_lines(typingctx, array, at, lines):
 def transform_tiles(typingctx, x, tiles):
     """Every 16 binary32 of x become their Walsh-Hadamard transform, steps 1, 2, 4 and 8."""
 
-    def body(v: _Lanes, kinds: Any, x: Any, tiles: Any) -> None:
+    def body(v: LaneBuilder, kinds: Any, x: Any, tiles: Any) -> None:
         b = v.builder
         place = v.pointer(kinds[0], x, _I64(0), _FLOATS)
         undefined = ir.Constant(_FLOATS, ir.Undefined)
