@@ -16,7 +16,7 @@ Source: FORMAT.md, "Predictor".
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from archiver.errors import InvalidModelError, UsageError
 from archiver.predict.kernels import attention, layers
 from archiver.predict.kernels.memory import aligned_zeros
 from archiver.predict.kernels.products import INNER_MAX, Product, choose_backend
+from archiver.predict.kernels.tiles import ROW_SHAPES, TILE_BYTES
 from archiver.predict.tables import ROTARY_SPAN, activation_span, rotary_angles
 from archiver.text.vocabulary import Vocabulary
 from archiver.types import Float32Array, Int8Array, Int32Array, UInt8Array
@@ -207,9 +208,12 @@ class Session:
         self.engine = engine
         self.streams = streams
         self.position = 0
-        limit = min(tokens, engine.window + steps + 16)
-        ring = -(-limit // 16) * 16
-        sink_ring = max(16, -(-engine.sinks // 16) * 16)
+        # Blocks of consecutive rows go through tile registers, where there are any.
+        tiled = steps >= 8 and engine.head_dim % TILE_BYTES == 0 and engine.backend.tiled
+        unit = attention.TILED_POSITIONS if tiled else 16
+        limit = min(tokens, engine.window + steps + unit)
+        ring = -(-limit // unit) * unit
+        sink_ring = max(unit, -(-engine.sinks // unit) * unit)
         kv_heads, head_dim = engine.kv_heads, engine.head_dim
 
         def caches(slots: int) -> list[tuple[UInt8Array, Int8Array, Float32Array, Float32Array]]:
@@ -229,13 +233,22 @@ class Session:
 
         self._caches = caches(ring)
         self._sinks = caches(sink_ring)
+        window = min(tokens, engine.window)
         group = engine.heads // kv_heads
-        items = attention.visible_items(min(tokens, engine.window), engine.sinks)
-        self._scratch = (
-            aligned_zeros((attention.TOGETHER * group, items), np.int32),
+        if tiled:
+            rows, queries = attention.TILED_ROWS, attention.TILED_ROWS
+            items = attention.tiled_items(window, engine.sinks)
+        else:
+            rows, queries = attention.TOGETHER * group, group
+            items = attention.visible_items(window, engine.sinks)
+        self._attend = attention.attend_by_tiles if tiled else attention.attend
+        self._scratch: tuple[Any, ...] = (
+            aligned_zeros((rows, items), np.int32),
             aligned_zeros((2, items), np.float32),
-            aligned_zeros((2, group, items), np.uint8),
+            aligned_zeros((2, queries, items), np.uint8),
         )
+        if tiled:
+            self._scratch += (ROW_SHAPES,)
         self._cosines, self._sines = engine.rotary(max(tokens, engine.window + engine.sinks))
 
     def advance(self, tokens: Int32Array) -> tuple[Int8Array, Float32Array]:
@@ -276,7 +289,7 @@ class Session:
                 row_stream, row_position, engine.window, engine.sinks, query, query_scale,
                 sink_query, sink_query_scale, *cache, *sinks, engine.logit_unit,
             )  # fmt: skip
-            attention.attend(
+            self._attend(
                 query, query_scale, sink_query, sink_query_scale, *cache, *sinks,
                 row_stream, row_position, engine.window, engine.sinks, *self._scratch, attended,
             )  # fmt: skip

@@ -7,6 +7,7 @@ import pytest
 
 from archiver.predict.kernels import attention
 from archiver.predict.kernels.memory import aligned_zeros
+from archiver.predict.kernels.tiles import ROW_SHAPES, has_tile_registers
 from tests.reference.numbers import exp2, rounded
 
 STREAMS = 2
@@ -31,13 +32,13 @@ def plain_attention(
 
 
 @pytest.mark.parametrize("first", [0, 37, 150])
-@pytest.mark.parametrize("steps", [1, 9])
+@pytest.mark.parametrize("steps", [1, 9, 37])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim"),
     [(1, 1, 16), (3, 3, 64), (4, 2, 64), (3, 1, 128), (9, 3, 64), (8, 1, 32), (5, 1, 64)],
 )
 def test_attention(heads: int, kv_heads: int, head_dim: int, steps: int, first: int) -> None:
-    window, sinks, ring, group = 50, 3, 80, heads // kv_heads
+    window, sinks, ring, group = 50, 3, 128, heads // kv_heads
     generator = np.random.default_rng(heads * 1000 + head_dim + first)
 
     def codes(*shape: int) -> np.ndarray:
@@ -58,7 +59,7 @@ def test_attention(heads: int, kv_heads: int, head_dim: int, steps: int, first: 
             aligned_zeros((*shape[:2], slots), np.float32),
         )  # fmt: skip
 
-    cache, sink_cache = caches(ring), caches(16)
+    cache, sink_cache = caches(ring), caches(64)
     for s in range(STREAMS):
         for h in range(kv_heads):
             for p in range(last):
@@ -75,12 +76,24 @@ def test_attention(heads: int, kv_heads: int, head_dim: int, steps: int, first: 
     query, sink_query = (codes(rows, heads, head_dim) for _ in range(2))
     query_scale, sink_query_scale = (scales(rows, heads) for _ in range(2))
     out = np.zeros((rows, heads * head_dim), np.float32)
+    inputs = (
+        query, query_scale, sink_query, sink_query_scale, *cache, *sink_cache, row_stream,
+        row_position, window, sinks,
+    )  # fmt: skip
     items = attention.visible_items(window, sinks)
     attention.attend(
-        query, query_scale, sink_query, sink_query_scale, *cache, *sink_cache, row_stream,
-        row_position, window, sinks, aligned_zeros((attention.TOGETHER * group, items), np.int32),
+        *inputs, aligned_zeros((attention.TOGETHER * group, items), np.int32),
         aligned_zeros((2, items), np.float32), aligned_zeros((2, group, items), np.uint8), out,
     )  # fmt: skip
+    results = [out]
+    if has_tile_registers() and head_dim % 64 == 0:
+        items = attention.tiled_items(window, sinks)
+        results.append(np.zeros_like(out))
+        attention.attend_by_tiles(
+            *inputs, aligned_zeros((attention.TILED_ROWS, items), np.int32),
+            aligned_zeros((2, items), np.float32),
+            aligned_zeros((2, attention.TILED_ROWS, items), np.uint8), ROW_SHAPES, results[1],
+        )  # fmt: skip
 
     for row in range(rows):
         s, p = row_stream[row], row_position[row]
@@ -96,5 +109,6 @@ def test_attention(heads: int, kv_heads: int, head_dim: int, steps: int, first: 
                 keys[s, h, seen], values[s, h, seen], key_scales[s, h, seen],
                 value_scales[s, h, seen],
             )  # fmt: skip
-            got = out[row, head * head_dim : (head + 1) * head_dim]
-            assert np.array_equal(got, expected), (row, head)
+            for result in results:
+                got = result[row, head * head_dim : (head + 1) * head_dim]
+                assert np.array_equal(got, expected), (row, head)

@@ -114,7 +114,7 @@ def multiply(packed, codes, product):
 def multiply_by_tiles(packed, codes, product, shapes):
     """`multiply` by the processor's tile registers, for inputs a multiple of 64.
 
-    Args: shapes: `tiles.SHAPES`.
+    Args: shapes: `tiles.PANEL_SHAPES`.
     """
     rows, inputs = codes.shape
     outputs = product.shape[1]

@@ -26,7 +26,7 @@ import torch
 from archiver.errors import ExactnessError, UsageError
 from archiver.predict.kernels import byte_products
 from archiver.predict.kernels.memory import large_pages
-from archiver.predict.kernels.tiles import SHAPES, TILE_BYTES, has_tile_registers
+from archiver.predict.kernels.tiles import PANEL_SHAPES, TILE_BYTES, has_tile_registers
 from archiver.predict.kernels.vectors import has_byte_dot_product
 from archiver.types import Float32Array, Int8Array
 
@@ -39,6 +39,7 @@ class Product(ABC):
     """The product of int8 rows with one fixed int8 weight matrix."""
 
     name: ClassVar[str]
+    tiled: ClassVar[bool] = False  # runs in the processor's tile registers
 
     @abstractmethod
     def __init__(self, weights: Int8Array) -> None:
@@ -72,6 +73,7 @@ class VnniProduct(Product):
 
 class AmxProduct(VnniProduct):
     name = "amx"
+    tiled = True
 
     def __init__(self, weights: Int8Array) -> None:
         if not has_tile_registers() or weights.shape[1] % TILE_BYTES:
@@ -80,7 +82,7 @@ class AmxProduct(VnniProduct):
 
     def __call__(self, codes: Int8Array) -> Float32Array:
         product = np.empty((len(codes), self._outputs), np.float32)
-        byte_products.multiply_by_tiles(self._packed, codes, product, SHAPES)
+        byte_products.multiply_by_tiles(self._packed, codes, product, PANEL_SHAPES)
         return product
 
 

@@ -57,23 +57,27 @@ def has_tile_registers() -> bool:
     return bool(granted == 0)
 
 
-def tile_shapes(rows: int) -> UInt8Array:
-    """The configuration, uint8 [64], of tiles that hold `rows` rows of codes, 1 to 32.
-
-    Tiles 0, 1 and 4 have the first 16 rows, 2, 3 and 5 those after them; 6 and 7 hold weights.
-    """
+def tile_shapes(first: int, second: int) -> UInt8Array:
+    """The configuration, uint8 [64]: tiles 0, 1 and 4 have `first` rows, 2, 3 and 5 `second`, each
+    1 to 16; tiles 6 and 7, which hold weights, keys or values, have 16."""
     shapes = np.zeros(64, np.uint8)
     shapes[0] = 1  # palette
-    first = min(rows, TILE_ROWS)
-    second = max(rows - TILE_ROWS, 1)
-    for tile, count in enumerate((first, first, second, second, first, second, 16, 16)):
+    for tile, rows in enumerate((first, first, second, second, first, second, 16, 16)):
         shapes[16 + 2 * tile] = TILE_BYTES
-        shapes[48 + tile] = count
+        shapes[48 + tile] = rows
     return shapes
 
 
-SHAPES = np.stack([tile_shapes(max(rows, 1)) for rows in range(2 * TILE_ROWS + 1)])
-"""uint8 [33, 64]: `tile_shapes` by the number of rows."""
+PANEL_SHAPES = np.stack(
+    [
+        tile_shapes(min(max(rows, 1), TILE_ROWS), max(rows - TILE_ROWS, 1))
+        for rows in range(2 * TILE_ROWS + 1)
+    ]
+)
+"""uint8 [33, 64]: shapes for a panel of 1 to 32 rows of codes."""
+
+ROW_SHAPES = np.stack([tile_shapes(max(rows, 1), max(rows, 1)) for rows in range(TILE_ROWS + 1)])
+"""uint8 [17, 64]: shapes for 1 to 16 rows of queries."""
 
 
 class _Tiles(LaneBuilder):
@@ -98,7 +102,12 @@ class _Tiles(LaneBuilder):
         self.do("tilestored64", _I8(tile), address, row_bytes)
 
     def multiply(self, total: int, signed: int, unsigned: int) -> None:
+        """total += signed rows times unsigned columns."""
         self.do("tdpbsud", _I8(total), _I8(signed), _I8(unsigned))
+
+    def multiply_unsigned(self, total: int, unsigned: int, signed: int) -> None:
+        """total += unsigned rows times signed columns."""
+        self.do("tdpbusd", _I8(total), _I8(unsigned), _I8(signed))
 
 
 @intrinsic
@@ -202,3 +211,113 @@ def float_sums(typingctx, sums, sums_at, bias, product, product_at, tiles):
 
     i = types.int64
     return types.void(sums, i, types.int32, product, i, i), codegen(_Tiles, body)
+
+
+@intrinsic
+def tile_dots(typingctx, keys, key_at, query, query_at, row_items, blocks, dots, at, stride, tiles):
+    """dots[at + r stride + 16 t + lane] = query row r times key (t, lane), for the rows that
+    `use_tiles` has named and 16 * tiles keys; `blocks` is head_dim / 64.
+
+    keys u8 as in `attention`; query int8, rows `row_items` apart; dots int32.
+    """
+
+    def body(
+        t: _Tiles,
+        kinds: Any,
+        keys: Any,
+        key_at: Any,
+        query: Any,
+        query_at: Any,
+        row_items: Any,
+        blocks: Any,
+        dots: Any,
+        at: Any,
+        stride: Any,
+        tiles: Any,
+    ) -> None:
+        b = t.builder
+        rows = t.address(kinds[2], query, query_at)
+        columns = t.address(kinds[0], keys, key_at)
+        target = t.address(kinds[6], dots, at)
+        tile_bytes = b.mul(blocks, _I64(TILE_ROWS * TILE_BYTES))
+        with cgutils.for_range(b, tiles) as tile:
+            t.zero(0)
+            with cgutils.for_range(b, blocks) as block:
+                t.load_tile(4, b.gep(rows, [b.mul(block.index, _I64(TILE_BYTES))]), row_items)
+                place = b.add(
+                    b.mul(tile.index, tile_bytes),
+                    b.mul(block.index, _I64(TILE_ROWS * TILE_BYTES)),
+                )
+                t.load_tile(6, b.gep(columns, [place]), _I64(TILE_BYTES))
+                t.multiply(0, 4, 6)
+            place = b.mul(tile.index, _I64(TILE_BYTES))
+            t.store_tile(0, b.gep(target, [place]), b.mul(stride, _I64(4)))
+
+    i = types.int64
+    return types.void(keys, i, query, i, i, i, dots, i, i, i), codegen(_Tiles, body)
+
+
+@intrinsic
+def zero_sums(typingctx):
+    """Tiles 0 to 3 are zero, for `add_value_tiles`."""
+
+    def body(t: _Tiles, kinds: Any) -> None:
+        for tile in range(4):
+            t.zero(tile)
+
+    return types.void(), codegen(_Tiles, body)
+
+
+@intrinsic
+def add_value_tiles(typingctx, values, at, row_bytes, high, low, weight_at, weight_stride, blocks):
+    """Tiles 0 and 1 += high, 2 and 3 += low, times the values of 64 * blocks positions, for 32
+    dimensions.
+
+    values int8 as in `attention`, from byte `at`, quads of positions `row_bytes` apart; high, low
+    uint8, rows `weight_stride` apart.
+    """
+
+    def body(
+        t: _Tiles,
+        kinds: Any,
+        values: Any,
+        at: Any,
+        row_bytes: Any,
+        high: Any,
+        low: Any,
+        weight_at: Any,
+        weight_stride: Any,
+        blocks: Any,
+    ) -> None:
+        b = t.builder
+        columns = t.address(kinds[0], values, at)
+        parts = [
+            t.address(kinds[3], high, weight_at),
+            t.address(kinds[4], low, weight_at),
+        ]
+        with cgutils.for_range(b, blocks) as block:
+            place = b.mul(block.index, b.mul(row_bytes, _I64(TILE_ROWS)))
+            for column in range(2):
+                address = b.gep(columns, [b.add(place, _I64(column * TILE_BYTES))])
+                t.load_tile(6 + column, address, row_bytes)
+            for part, address in enumerate(parts):
+                address = b.gep(address, [b.mul(block.index, _I64(TILE_BYTES))])
+                t.load_tile(4 + part, address, weight_stride)
+                for column in range(2):
+                    t.multiply_unsigned(2 * part + column, 4 + part, 6 + column)
+
+    i = types.int64
+    return types.void(values, i, i, high, low, i, i, i), codegen(_Tiles, body)
+
+
+@intrinsic
+def store_sums(typingctx, sums):
+    """sums int32 [4 * 256] holds tiles 0 to 3, 16 items a row."""
+
+    def body(t: _Tiles, kinds: Any, sums: Any) -> None:
+        target = t.address(kinds[0], sums, _I64(0))
+        for tile in range(4):
+            place = t.builder.gep(target, [_I64(tile * TILE_ROWS * TILE_BYTES)])
+            t.store_tile(tile, place, _I64(TILE_BYTES))
+
+    return types.void(sums), codegen(_Tiles, body)
