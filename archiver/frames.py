@@ -16,6 +16,7 @@ import zstandard
 from archiver.container import EncodedFrame, FrameCoding, Header
 from archiver.container.reader import read_up_to
 from archiver.errors import DamagedArchiveError, FrameDamagedError
+from archiver.levels import DEFAULT_LEVEL, LEVELS, Chunking
 from archiver.options import CompressOptions
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def codec_for_writing(
     package = registry.resolve(options.model, progress=model_progress)
     predictor, mixer = codec.settings_for(package, options)
     header = Header(predictor=predictor, mixer=mixer)
-    return _opened(header, package, options.threads, options.chunk_tokens), header
+    return _opened(header, package, options.threads, options.chunking), header
 
 
 def codec_for_reading(
@@ -80,7 +81,7 @@ def codec_for_reading(
     assert header.predictor is not None
     fingerprint = header.predictor.package_fingerprint
     package = registry.resolve_fingerprint(fingerprint, progress=model_progress)
-    return _opened(header, package, threads, None)
+    return _opened(header, package, threads, LEVELS[DEFAULT_LEVEL].chunking)
 
 
 # Opening a model takes seconds. Each thread keeps the codec that it opened last, because many
@@ -89,13 +90,13 @@ _kept = threading.local()
 
 
 def _opened(
-    header: Header, package: ModelPackage, threads: int | None, chunk_tokens: int | None
+    header: Header, package: ModelPackage, threads: int | None, chunking: Chunking
 ) -> Codec:
     from archiver import codec
 
     assert header.predictor is not None
     assert header.mixer is not None
-    key = (header, package.fingerprint, threads, chunk_tokens)
+    key = (header, package.fingerprint, threads, chunking)
     if getattr(_kept, "key", None) != key:
         _kept.key = _kept.codec = None  # two models need not fit in memory
         _kept.codec = codec.open_codec(
@@ -103,7 +104,7 @@ def _opened(
             header.mixer,
             package=package,
             threads=threads,
-            chunk_tokens=chunk_tokens,
+            chunking=chunking,
         )
         _kept.key = key
     kept: Codec = _kept.codec

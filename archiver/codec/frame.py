@@ -29,6 +29,7 @@ from archiver.container.layout import (
 )
 from archiver.container.varint import MalformedError, decode_varint, encode_varint
 from archiver.errors import LimitExceededError, UnsupportedVersionError
+from archiver.levels import Chunking
 from archiver.mixing.mixer import MIXER_VERSION
 from archiver.predict.engine import ENGINE_VERSION, Engine
 from archiver.text.framing import symbols_of
@@ -42,11 +43,6 @@ if TYPE_CHECKING:
 CACHE_BYTES_MAX = 64 << 30
 SINK_TOKENS = 4
 HAS_ESCAPES = 1  # flag of the payload
-
-# A stream's cold start costs about what 30 of its tokens cost, a step of few streams wastes the
-# processor: short frames get streams of 2,048 tokens, longer ones 32 streams.
-CHUNK_TOKENS_MIN = 2048
-STREAMS_TARGET = 32
 
 # Frames whose bytes are spread more evenly than this are compressed or encrypted already. Text in
 # UTF-8 has 4 to 6.5 bits a byte, in UTF-16 or an 8-bit character set up to 5.5.
@@ -85,10 +81,9 @@ class StreamPlan:
         return self.streams if step < self.symbols // self.streams else self.symbols % self.streams
 
 
-def plan_streams(symbols: int, chunk_tokens: int | None) -> StreamPlan:
-    """The streams of a frame, by the chunk length asked for or by the frame's length."""
-    if chunk_tokens is None:
-        chunk_tokens = max(CHUNK_TOKENS_MIN, -(-symbols // STREAMS_TARGET))
+def plan_streams(symbols: int, chunking: Chunking) -> StreamPlan:
+    """The streams of a frame: as many as the chunking allows, within the format's limits."""
+    chunk_tokens = max(chunking.tokens_min, -(-symbols // chunking.streams))
     chunk_tokens = min(chunk_tokens, LARGEST_STREAM_TOKENS)
     return StreamPlan(symbols=symbols, streams=min(-(-symbols // chunk_tokens), LARGEST_STREAMS))
 
@@ -102,13 +97,13 @@ class FrameCodec:
         *,
         package: ModelPackage,
         threads: int | None,
-        chunk_tokens: int | None,
+        chunking: Chunking,
     ) -> None:
         """Args: package has the tokenizer, read by `encode` alone; threads None: one a core."""
         self._engine = engine
         self._package = package
         self._tokenizer: TextTokenizer | None = None
-        self._chunk_tokens = chunk_tokens
+        self._chunking = chunking
         self._workers = ModelWorkers(engine, threads)
 
     def worth_trying(self, content: bytes) -> bool:
@@ -130,7 +125,7 @@ class FrameCodec:
         vocabulary = self._engine.vocabulary
         symbols = symbols_of(content, vocabulary, self._tokenizer)
         ranks = symbols.ranks
-        plan = plan_streams(len(ranks), self._chunk_tokens)
+        plan = plan_streams(len(ranks), self._chunking)
         starts = plan.starts
         run_offsets = np.zeros(len(ranks) + 1, np.int64)
         run_offsets[1:][ranks < 0] = [len(run) for run in symbols.escapes]
@@ -254,7 +249,7 @@ def settings_for(
     predictor = PredictorSection(
         engine_version=ENGINE_VERSION,
         package_fingerprint=package.fingerprint_bytes,
-        window_tokens=options.window_tokens,
+        window_tokens=options.window,
         sink_tokens=SINK_TOKENS,
     )
     return predictor, MixerSection(version=MIXER_VERSION, parameters=b"")
@@ -266,7 +261,7 @@ def open_codec(
     *,
     package: ModelPackage,
     threads: int | None,
-    chunk_tokens: int | None,
+    chunking: Chunking,
 ) -> FrameCodec:
     """A codec for frames of an archive with these header sections.
 
@@ -284,4 +279,4 @@ def open_codec(
             f"the archive needs mixer version {mixer.version}; this llmzip has {MIXER_VERSION}"
         )
     engine = Engine(package, window=predictor.window_tokens, sinks=predictor.sink_tokens)
-    return FrameCodec(engine, package=package, threads=threads, chunk_tokens=chunk_tokens)
+    return FrameCodec(engine, package=package, threads=threads, chunking=chunking)

@@ -17,6 +17,7 @@ from archiver.codec import FrameCodec, PayloadError, open_codec, workers
 from archiver.codec.frame import plan_streams
 from archiver.container.layout import MixerSection, PredictorSection
 from archiver.errors import LimitExceededError, UnsupportedVersionError
+from archiver.levels import LEVELS, Chunking
 from archiver.predict.package import ModelPackage
 
 TEXT = (
@@ -49,7 +50,7 @@ def make_codec(
         MixerSection(version=1, parameters=b""),
         package=package,
         threads=threads,
-        chunk_tokens=chunk,
+        chunking=LEVELS[5].chunking if chunk is None else Chunking(tokens_min=chunk, streams=1024),
     )
 
 
@@ -201,18 +202,18 @@ def test_other_versions_are_refused(tiny: ModelPackage) -> None:
     )
     mixer = MixerSection(version=1, parameters=b"")
     with pytest.raises(UnsupportedVersionError, match="needs engine version 2; this llmzip has 1"):
-        open_codec(newer, mixer, package=tiny, threads=None, chunk_tokens=None)
+        open_codec(newer, mixer, package=tiny, threads=None, chunking=LEVELS[5].chunking)
     for other in (
         MixerSection(version=9, parameters=b""),
         MixerSection(version=1, parameters=b"x"),
     ):
         with pytest.raises(UnsupportedVersionError, match="needs mixer version"):
-            open_codec(good, other, package=tiny, threads=None, chunk_tokens=None)
+            open_codec(good, other, package=tiny, threads=None, chunking=LEVELS[5].chunking)
 
 
 @pytest.mark.parametrize("symbols", [1, 5, 49, 50, 51, 1000])
 def test_streams_cover_all_symbols_evenly(symbols: int) -> None:
-    plan = plan_streams(symbols, 50)
+    plan = plan_streams(symbols, Chunking(tokens_min=50, streams=1024))
     lengths = np.diff(plan.starts)
     assert lengths.sum() == symbols
     assert lengths.max() == plan.steps <= 50
