@@ -46,7 +46,9 @@ def charset_spans(content: bytes, vocabulary: VocabularyOrder, tokenizer: Tokeni
     begins = list(range(0, len(content), block_bytes))
     path = [0] * len(begins)
     if len(states) > 1:
-        path = _cheapest_path(_costs(content, states, begins, vocabulary, tokenizer))
+        costs = _costs(content, states, begins, vocabulary, tokenizer)
+        costs[0] += [SWITCH_SYMBOLS * ((charset, at) != PLAIN) * (1 + at) for charset, at in states]
+        path = _cheapest_path(costs)
     return _spans([states[number] for number in path], begins, len(content))
 
 
@@ -55,9 +57,10 @@ def _states_in_question(content: bytes) -> list[State]:
     states = [PLAIN]
     zeros = content.count(0)
     if zeros * ZERO_SHARE_MIN >= len(content):
+        sets = [Charset.UTF_16_BE, Charset.UTF_16_LE]
         for place in (0, 1):
             if content[place::2].count(0) * PLACE_SHARE_MIN >= zeros:
-                states += [(Charset.UTF_16_BE, place), (Charset.UTF_16_LE, 1 - place)]
+                states += [(sets[place], 0), (sets[1 - place], 1)]
     if len(content) - len(content.decode("utf-8", "ignore").encode()) >= SWITCH_SYMBOLS:
         states += [(charset, 0) for charset in UPPER_HALVES]
     return states
@@ -74,7 +77,8 @@ def _costs(
     pieces = []
     for charset, offset in states:
         for begin in begins:
-            sample = content[begin + offset : begin + offset + SAMPLE_BYTES]
+            first = abs(begin - offset)  # at an odd place: the same letters between zeros
+            sample = content[first : first + SAMPLE_BYTES]
             if charset in UTF_16:
                 sample = sample[: len(sample) // 2 * 2]
             pieces.append(to_utf8(charset, sample) + b"\n")
@@ -93,7 +97,7 @@ def _costs(
 
 def _cheapest_path(costs: Int64Array) -> list[int]:
     """The state of each block, for the smallest sum of costs and switches."""
-    total = costs[0] + np.where(np.arange(costs.shape[1]) > 0, SWITCH_SYMBOLS, 0)
+    total = costs[0]
     before = []
     for row in costs[1:]:
         best = int(total.argmin())

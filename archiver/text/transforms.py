@@ -135,9 +135,11 @@ def transform(content: bytes, spans: Sequence[Span]) -> tuple[bytes, Transforms]
         cuts=tuple(itertools.accumulate(map(len, pieces)))[:-1],
         swaps=swaps,
     )
-    if transforms.undo(text, len(content)) != content:
-        return content, NONE
-    return text, transforms
+    try:
+        undone = transforms.undo(text, len(content))
+    except UnmappableError:
+        undone = None
+    return (text, transforms) if undone == content else (content, NONE)
 
 
 def _limited(text: bytes, content_bytes: int) -> bytes:
