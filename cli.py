@@ -24,6 +24,7 @@ from archiver.commands.arguments import (
     files_argument,
     input_of,
     keep_going_option,
+    level_options,
     output_of,
     reporting_options,
     shown,
@@ -35,11 +36,11 @@ from archiver.commands.arguments import (
 from archiver.commands.console import Reporter
 from archiver.commands.models import model as model_commands
 from archiver.errors import ArchiverError, DamagedArchiveError, UsageError
+from archiver.levels import DEFAULT_LEVEL
 from archiver.options import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_MODEL,
     DEFAULT_STEERING,
-    DEFAULT_WINDOW_TOKENS,
     CompressOptions,
 )
 
@@ -77,9 +78,10 @@ commands.add_command(model_commands)
     "-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Model to predict with."
 )
 @threads_option
+@level_options
 @click.option(
-    "--window", type=int, default=DEFAULT_WINDOW_TOKENS, show_default=True, metavar="TOKENS",
-    help="How many tokens back the model sees.",
+    "--window", type=int, metavar="TOKENS",
+    help="How many tokens back the model sees [default: by the level].",
 )  # fmt: skip
 @click.option(
     "--frame-size", type=ByteSize(), default=DEFAULT_FRAME_BYTES, show_default="1M",
@@ -87,7 +89,7 @@ commands.add_command(model_commands)
 )  # fmt: skip
 @click.option(
     "--chunk-tokens", type=int, metavar="TOKENS",
-    help="Span of text that one stream codes from a cold start [default: by the frame's length].",
+    help="Span of text that one stream codes from a cold start [default: by the level].",
 )  # fmt: skip
 @click.option(
     "--steer", default=DEFAULT_STEERING, show_default=True, metavar="VECTORS",
@@ -105,13 +107,14 @@ def compress(
     force: bool,
     model: str,
     threads: int | None,
-    window: int,
+    window: int | None,
     frame_size: int,
     chunk_tokens: int | None,
     steer: str,
     embed: bool,
     quiet: bool,
     verbose: int,
+    level: int = DEFAULT_LEVEL,
 ) -> None:
     """Compress each FILE to FILE.llmz; without FILE, or with '-', standard input.
 
@@ -129,6 +132,7 @@ def compress(
         options = CompressOptions(
             model=model,
             threads=threads or None,
+            level=level,
             window_tokens=window,
             frame_bytes=frame_size,
             chunk_tokens=chunk_tokens,

@@ -18,6 +18,7 @@ import zstandard
 from archiver.container import EncodedFrame, FrameCoding, Header
 from archiver.container.reader import read_up_to
 from archiver.errors import DamagedArchiveError, FrameDamagedError, LimitExceededError
+from archiver.levels import DEFAULT_LEVEL, LEVELS, Chunking
 from archiver.options import CompressOptions
 
 if TYPE_CHECKING:
@@ -70,11 +71,11 @@ def codec_for_writing(
     package = registry.resolve(options.model, progress=model_progress)
     predictor, mixer = codec.settings_for(package, options)
     header = Header(predictor=predictor, mixer=mixer)
-    plain = _opened(header, package, options.threads, options.chunk_tokens)
+    plain = _opened(header, package, options.threads, options.chunking)
     section, prompt = choose(options, package, plain, sample)
     if prompt is None:
         return plain, header
-    return plain.steered(prompt, options.chunk_tokens), replace(header, steering=section)
+    return plain.steered(prompt, options.chunking), replace(header, steering=section)
 
 
 def codec_for_reading(
@@ -98,7 +99,8 @@ def codec_for_reading(
     assert header.predictor is not None
     fingerprint = header.predictor.package_fingerprint
     package = registry.resolve_fingerprint(fingerprint, progress=model_progress)
-    plain = _opened(replace(header, steering=None), package, threads, None)
+    chunking = LEVELS[DEFAULT_LEVEL].chunking
+    plain = _opened(replace(header, steering=None), package, threads, chunking)
     if header.steering is None:
         return plain
     from archiver.predict.engine import VISIBLE_MAX
@@ -111,7 +113,7 @@ def codec_for_reading(
             f"window, sinks and steering vectors are {visible} together; "
             f"the limit is {VISIBLE_MAX - 1}"
         )
-    return plain.steered(prompt, None)
+    return plain.steered(prompt, chunking)
 
 
 # Opening a model takes seconds. Each thread keeps the codec that it opened last, because many
@@ -120,13 +122,13 @@ _kept = threading.local()
 
 
 def _opened(
-    header: Header, package: ModelPackage, threads: int | None, chunk_tokens: int | None
+    header: Header, package: ModelPackage, threads: int | None, chunking: Chunking
 ) -> FrameCodec:
     from archiver import codec
 
     assert header.predictor is not None
     assert header.mixer is not None
-    key = (header, package.fingerprint, threads, chunk_tokens)
+    key = (header, package.fingerprint, threads, chunking)
     if getattr(_kept, "key", None) != key:
         _kept.key = _kept.codec = None  # two models need not fit in memory
         _kept.codec = codec.open_codec(
@@ -134,7 +136,7 @@ def _opened(
             header.mixer,
             package=package,
             threads=threads,
-            chunk_tokens=chunk_tokens,
+            chunking=chunking,
         )
         _kept.key = key
     kept: FrameCodec = _kept.codec

@@ -8,15 +8,16 @@ from enum import Enum
 
 from archiver.container.layout import LARGEST_STEERING_VECTORS, LARGEST_WINDOW_TOKENS
 from archiver.errors import UsageError
+from archiver.levels import DEFAULT_LEVEL, LEVELS, Chunking
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-DEFAULT_WINDOW_TOKENS = 2048
 DEFAULT_FRAME_BYTES = 1 << 20
 DEFAULT_STEERING = "auto"
 
 # A frame costs 32 bytes of container: frames from 64 KiB up keep that under 0.1 %.
 SMALLEST_FRAME_BYTES = 1 << 12
 LARGEST_FRAME_BYTES = 1 << 24
+LARGEST_STREAMS = 1 << 10
 SMALLEST_WINDOW_TOKENS = 16
 
 
@@ -105,17 +106,19 @@ class CompressOptions:
     Attributes:
         model: name, alias or fingerprint prefix of the model package.
         threads: how many threads may work; None for one a core. Never changes the archive.
-        window_tokens: how many tokens back the model sees.
+        level: 1, the fastest, to 9, the smallest; sets the window and the chunks.
+        window_tokens: how many tokens back the model sees; None for the level's.
         frame_bytes: how long a frame's content may be. Each frame decodes alone.
         chunk_tokens: span of text that one stream codes from a cold start; None chooses by the
-            frame's length.
+            level and the frame's length.
         steering: which vectors stand before the text; `SteeringChoice.parse` lists what there is.
         embed_steering: store the vectors of a steering file in the archive, not its name.
     """
 
     model: str = DEFAULT_MODEL
     threads: int | None = None
-    window_tokens: int = DEFAULT_WINDOW_TOKENS
+    level: int = DEFAULT_LEVEL
+    window_tokens: int | None = None
     frame_bytes: int = DEFAULT_FRAME_BYTES
     chunk_tokens: int | None = None
     steering: str = DEFAULT_STEERING
@@ -125,7 +128,8 @@ class CompressOptions:
         if not self.model:
             raise UsageError("the model's name is empty")
         check_threads(self.threads)
-        _check("window", self.window_tokens, SMALLEST_WINDOW_TOKENS, LARGEST_WINDOW_TOKENS)
+        _check("level", self.level, min(LEVELS), max(LEVELS))
+        _check("window", self.window, SMALLEST_WINDOW_TOKENS, LARGEST_WINDOW_TOKENS)
         _check("frame size", self.frame_bytes, SMALLEST_FRAME_BYTES, LARGEST_FRAME_BYTES)
         if self.chunk_tokens is not None:
             _check("chunk", self.chunk_tokens, 1, LARGEST_FRAME_BYTES)
@@ -140,6 +144,20 @@ class CompressOptions:
             UsageError: it makes no sense.
         """
         return SteeringChoice.parse(self.steering)
+
+    @property
+    def window(self) -> int:
+        """How many tokens back the model sees."""
+        return (
+            LEVELS[self.level].window_tokens if self.window_tokens is None else self.window_tokens
+        )
+
+    @property
+    def chunking(self) -> Chunking:
+        """How frames are cut into streams."""
+        if self.chunk_tokens is None:
+            return LEVELS[self.level].chunking
+        return Chunking(tokens_min=self.chunk_tokens, streams=LARGEST_STREAMS)
 
 
 def check_threads(threads: int | None) -> None:

@@ -31,6 +31,7 @@ def _common_options(command: _Command) -> _Command:
         click.option("--model", help="llmzip's model; the default one if not given."),
         click.option("--threads", type=click.IntRange(min=1),
                      help="Threads of llmzip and transformers; one a core if not given."),
+        click.option("--level", type=click.IntRange(1, 9), help="llmzip's level."),
         click.option("--window", type=click.IntRange(min=16), help="llmzip's window in tokens."),
     )  # fmt: skip
     for option in reversed(options):
@@ -61,6 +62,7 @@ def files(
     output: Path,
     model: str | None,
     threads: int | None,
+    level: int | None,
     window: int | None,
 ) -> None:
     """Compare llmzip with other programs on files; folders are walked."""
@@ -76,7 +78,7 @@ def files(
         raise click.UsageError(f"no program {unknown[0]!r}; there are {', '.join(known)}")
     chosen = [known[name] for name in dict.fromkeys(names)]
     inputs = _inputs(paths)
-    settings = LlmzipSettings(model=model, threads=threads, window_tokens=window)
+    settings = LlmzipSettings(model=model, threads=threads, level=level, window_tokens=window)
     for name, reason in split_by_presence(chosen)[1].items():
         click.echo(f"without {name}: {reason}", err=True)
     if "llmzip" in {competitor.name for competitor in chosen}:
@@ -126,6 +128,7 @@ def theory(
     output: Path,
     model: str | None,
     threads: int | None,
+    level: int | None,
     window: int | None,
 ) -> None:
     """Compare an archive's payload with the ideal bits of the same weights in float32.
@@ -135,7 +138,7 @@ def theory(
     from benchmarks.theory import TARGET_EXCESS, compare_with_theory
 
     (given,) = _inputs([file])
-    settings = LlmzipSettings(model=model, threads=threads, window_tokens=window)
+    settings = LlmzipSettings(model=model, threads=threads, level=level, window_tokens=window)
     with _errors_shown(), tqdm(unit="token", leave=False, disable=None) as bar:
 
         def report(stage: str, done: int, total: int) -> None:
@@ -185,6 +188,7 @@ def stepwise(
     output: Path,
     model: str | None,
     threads: int | None,
+    level: int | None,
     window: int | None,
 ) -> None:
     """Compare llmzip's speed with transformers called token by token."""
@@ -192,7 +196,7 @@ def stepwise(
     from benchmarks.table import aligned
 
     (given,) = _inputs([file])
-    settings = LlmzipSettings(model=model, threads=threads, window_tokens=window)
+    settings = LlmzipSettings(model=model, threads=threads, level=level, window_tokens=window)
     with _errors_shown(), tqdm(bar_format="{desc}", leave=False, disable=None) as bar:
         found = compare_with_stepwise(
             given, settings, limit_bytes=limit_bytes, tokens=tokens, weights=gguf,

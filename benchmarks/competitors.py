@@ -208,12 +208,14 @@ class Llmzip:
 
     def compress(self, source: Path, target: Path, settings: LlmzipSettings) -> dict[str, Any]:
         import archiver
-        from archiver.options import DEFAULT_MODEL, DEFAULT_WINDOW_TOKENS
+        from archiver.levels import DEFAULT_LEVEL
+        from archiver.options import DEFAULT_MODEL
 
         options = archiver.CompressOptions(
             model=settings.model or DEFAULT_MODEL,
             threads=settings.threads,
-            window_tokens=settings.window_tokens or DEFAULT_WINDOW_TOKENS,
+            level=settings.level or DEFAULT_LEVEL,
+            window_tokens=settings.window_tokens,
         )
         archiver.compress(source, target, options=options, overwrite=True)
         return describe_archive(target)

@@ -22,6 +22,7 @@ class LlmzipSettings:
 
     model: str | None = None
     threads: int | None = None
+    level: int | None = None
     window_tokens: int | None = None
 
 

@@ -163,6 +163,7 @@ def prepare(path: Path, info: ArchiveInfo, weights: Path) -> tuple[SourceModel, 
     """
     from archiver.codec.frame import plan_streams
     from archiver.frames import cut_frames
+    from archiver.levels import DEFAULT_LEVEL, LEVELS
     from archiver.options import DEFAULT_FRAME_BYTES
     from archiver.predict import registry
     from archiver.predict.sources import read_source
@@ -190,7 +191,7 @@ def prepare(path: Path, info: ArchiveInfo, weights: Path) -> tuple[SourceModel, 
         if frame.coding != "predictor":
             continue
         symbols = symbols_of(content, vocabulary, tokenizer)
-        starts = plan_streams(len(symbols.ranks), None).starts.tolist()
+        starts = plan_streams(len(symbols.ranks), LEVELS[DEFAULT_LEVEL].chunking).starts.tolist()
         ids = np.where(symbols.ranks < 0, -1, id_of_rank[symbols.ranks])
         runs = iter(symbols.escapes)
         for begin, end in pairwise(starts):

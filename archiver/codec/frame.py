@@ -1,8 +1,8 @@
 """A frame's content to its payload and back.
 
-encode:  content ── symbols ── streams ─┬─ model, whole blocks ── probabilities ─┐
-                                        └─ ranks ───────────────────────────────┴─ coder ── payload
-decode:  payload ── coder ─┬─ ranks ── bytes ── content
+encode:  content ── text ── symbols ── streams ─┬─ model, whole blocks ── probabilities ─┐
+                                                └─ ranks ── coder ── payload ────────────┘
+decode:  payload ── coder ─┬─ ranks ── bytes ── text ── content
                 ┌──────────┘   │
                 └─ weights ── model, one step of all streams
 
@@ -12,7 +12,6 @@ Source: FORMAT.md, "Predictor frame payload".
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from archiver.codec import symbols as loop
+from archiver.codec.transform_fields import decode_transforms, encode_transforms
 from archiver.codec.workers import ModelWorkers
 from archiver.coding import range_coder
 from archiver.container.layout import (
@@ -30,10 +30,14 @@ from archiver.container.layout import (
 )
 from archiver.container.varint import MalformedError, decode_varint, encode_varint
 from archiver.errors import LimitExceededError, UnsupportedVersionError
+from archiver.levels import Chunking
 from archiver.mixing.mixer import MIXER_VERSION
 from archiver.predict.engine import ENGINE_VERSION, Engine, SoftPrompt
+from archiver.text.charsets import UnmappableError
+from archiver.text.detection import charset_spans
 from archiver.text.framing import symbols_of
 from archiver.text.tokenizer import TextTokenizer
+from archiver.text.transforms import NONE, Transforms, transform
 from archiver.types import Int64Array, Progress
 
 if TYPE_CHECKING:
@@ -42,16 +46,13 @@ if TYPE_CHECKING:
 
 CACHE_BYTES_MAX = 64 << 30
 SINK_TOKENS = 4
-HAS_ESCAPES = 1  # flag of the payload
+# Flags of the payload.
+HAS_ESCAPES = 1
+HAS_TRANSFORMS = 2
 
-# A stream's cold start costs about what 30 of its tokens cost, a step of few streams wastes the
-# processor: short frames get streams of 2,048 tokens, longer ones 32 streams.
-CHUNK_TOKENS_MIN = 2048
-STREAMS_TARGET = 32
-
-# Frames whose bytes are spread more evenly than this are compressed or encrypted already. Text in
-# UTF-8 has 4 to 6.5 bits a byte, in UTF-16 or an 8-bit character set up to 5.5.
-ENTROPY_MAX_BITS = 7.3
+# Two bytes of a frame are the same with a chance of 1/256 where they are compressed or encrypted,
+# of 1/64 in Base64, and of 1/30 and more in text of any character set.
+COLLISIONS_MIN = 128
 
 
 class PayloadError(Exception):
@@ -87,15 +88,14 @@ class StreamPlan:
 
 
 def plan_streams(
-    symbols: int, chunk_tokens: int | None, largest: int = LARGEST_STREAM_TOKENS
+    symbols: int, chunking: Chunking, largest: int = LARGEST_STREAM_TOKENS
 ) -> StreamPlan:
-    """The streams of a frame, by the chunk length asked for or by the frame's length.
+    """The streams of a frame: as many as the chunking allows, within the format's limits.
 
     Args:
         largest: symbols that a stream may have.
     """
-    if chunk_tokens is None:
-        chunk_tokens = max(CHUNK_TOKENS_MIN, -(-symbols // STREAMS_TARGET))
+    chunk_tokens = max(chunking.tokens_min, -(-symbols // chunking.streams))
     chunk_tokens = min(chunk_tokens, largest)
     return StreamPlan(symbols=symbols, streams=min(-(-symbols // chunk_tokens), LARGEST_STREAMS))
 
@@ -109,18 +109,18 @@ class FrameCodec:
         *,
         package: ModelPackage,
         threads: int | None,
-        chunk_tokens: int | None,
+        chunking: Chunking,
     ) -> None:
         """Args: package has the tokenizer, read by `encode` alone; threads None: one a core."""
         self._engine = engine
         self._package = package
         self._tokenizer = functools.cache(lambda: TextTokenizer(package))
-        self._chunk_tokens = chunk_tokens
+        self._chunking = chunking
         self._stream_tokens_max = LARGEST_STREAM_TOKENS - engine.lead
         self._threads = threads
         self._workers = ModelWorkers(engine, threads)
 
-    def steered(self, prompt: SoftPrompt | None, chunk_tokens: int | None) -> FrameCodec:
+    def steered(self, prompt: SoftPrompt | None, chunking: Chunking) -> FrameCodec:
         """A codec over the same weights whose streams begin after a soft prompt, if any.
 
         Raises:
@@ -130,7 +130,7 @@ class FrameCodec:
             self._engine if prompt is None else self._engine.steered(prompt),
             package=self._package,
             threads=self._threads,
-            chunk_tokens=chunk_tokens,
+            chunking=chunking,
         )
         codec._tokenizer = self._tokenizer
         return codec
@@ -138,9 +138,7 @@ class FrameCodec:
     def worth_trying(self, content: bytes) -> bool:
         """Whether the model may shrink this content: not where its bytes look random."""
         counts = np.bincount(np.frombuffer(content, np.uint8), minlength=256)
-        shares = counts[counts > 0] / len(content)
-        entropy_bits = -sum(share * math.log2(share) for share in shares.tolist())
-        return bool(entropy_bits < ENTROPY_MAX_BITS)
+        return int(np.dot(counts, counts)) * COLLISIONS_MIN > len(content) ** 2
 
     def encode(self, content: bytes, progress: Progress | None = None) -> bytes:
         """The payload of which `decode` makes `content` again.
@@ -150,9 +148,11 @@ class FrameCodec:
         """
         assert content
         vocabulary = self._engine.vocabulary
-        symbols = symbols_of(content, vocabulary, self._tokenizer())
+        tokenizer = self._tokenizer()
+        text, transforms = transform(content, charset_spans(content, vocabulary, tokenizer))
+        symbols = symbols_of(text, vocabulary, tokenizer)
         ranks = symbols.ranks
-        plan = plan_streams(len(ranks), self._chunk_tokens, self._stream_tokens_max)
+        plan = plan_streams(len(ranks), self._chunking, self._stream_tokens_max)
         starts = plan.starts
         run_offsets = np.zeros(len(ranks) + 1, np.int64)
         run_offsets[1:][ranks < 0] = [len(run) for run in symbols.escapes]
@@ -161,12 +161,15 @@ class FrameCodec:
 
         lengths = np.diff(vocabulary.offsets)
         symbol_bytes = np.where(ranks < 0, np.diff(run_offsets), lengths[ranks])
-        probabilities, firsts = self._workers.probabilities(ranks, starts, symbol_bytes, progress)
+        probabilities, firsts = self._workers.probabilities(
+            ranks, starts, symbol_bytes, _of_content(progress, len(text), len(content))
+        )
 
         # A decision costs at most 22 bits, an escaped byte nine adaptive ones of at most 18.
         buffer = np.empty(3 * len(probabilities) + 21 * len(runs) + 3 * len(ranks) + 64, np.uint8)
         state = range_coder.new_encoder()
         has_escapes = bool(len(symbols.escapes))
+        has_transforms = transforms != NONE
         loop.encode_symbols(
             state, buffer, loop.new_contexts(), has_escapes, vocabulary.splits, vocabulary.left,
             vocabulary.right, ranks, starts[:-1], np.diff(starts), firsts, probabilities, runs,
@@ -176,7 +179,8 @@ class FrameCodec:
             (
                 encode_varint(plan.symbols),
                 encode_varint(plan.streams),
-                bytes([HAS_ESCAPES if has_escapes else 0]),
+                bytes([has_escapes * HAS_ESCAPES | has_transforms * HAS_TRANSFORMS]),
+                encode_transforms(transforms, len(text)) if has_transforms else b"",
                 range_coder.finish(state, buffer),
             )
         )
@@ -188,7 +192,10 @@ class FrameCodec:
             PayloadError: the payload is malformed, or its content has another length.
             LimitExceededError: it asks for more memory than `CACHE_BYTES_MAX`.
         """
-        plan, has_escapes, begin = self._read_parameters(payload, content_bytes)
+        plan, has_escapes, transforms, text_bytes, begin = self._read_parameters(
+            payload, content_bytes
+        )
+        progress = _of_content(progress, text_bytes, content_bytes)
         buffer = np.frombuffer(payload, np.uint8)[begin:].copy()
         state = range_coder.new_decoder(buffer)
         if state[range_coder.LOW] >= state[range_coder.RANGE]:
@@ -199,8 +206,8 @@ class FrameCodec:
         ranks = np.zeros((plan.steps, plan.streams), np.int32)
         run_lengths = np.zeros((plan.steps, plan.streams), np.int64)
         runs: list[bytes] = []
-        room = np.empty(content_bytes if has_escapes else 0, np.uint8)
-        left_bytes = content_bytes
+        room = np.empty(text_bytes if has_escapes else 0, np.uint8)
+        left_bytes = text_bytes
         with self._workers.stepper(plan.streams, plan.steps) as stepper:
             last = np.zeros(plan.streams, np.int32)
             for step in range(plan.steps):
@@ -221,25 +228,36 @@ class FrameCodec:
                     raise PayloadError("it holds more bytes than the frame")
                 if progress:
                     progress(done)
-        content = self._join(plan, ranks, run_lengths, b"".join(runs))
-        if len(content) != content_bytes:
+        text = self._join(plan, ranks, run_lengths, b"".join(runs))
+        if len(text) != text_bytes:
             raise PayloadError("it holds fewer bytes than the frame")
-        return content
+        try:
+            return transforms.undo(text, content_bytes)
+        except UnmappableError as error:
+            raise PayloadError(str(error)) from error
 
-    def _read_parameters(self, payload: bytes, content_bytes: int) -> tuple[StreamPlan, bool, int]:
-        """The payload's first fields, checked, and where the coder's bytes begin."""
+    def _read_parameters(
+        self, payload: bytes, content_bytes: int
+    ) -> tuple[StreamPlan, bool, Transforms, int, int]:
+        """The payload's first fields, checked; the text's length; where the coder's bytes begin."""
         try:
             count, at = decode_varint(payload, 0, bits=32)
             streams, at = decode_varint(payload, at, bits=32)
             flags = payload[at]
         except (MalformedError, IndexError) as error:
             raise PayloadError("its parameters are malformed") from error
-        if not 1 <= count <= content_bytes:
-            raise PayloadError(f"{count} symbols cannot stand for {content_bytes} bytes")
+        if flags & ~(HAS_ESCAPES | HAS_TRANSFORMS):
+            raise PayloadError(f"unknown flags {flags:#04x}")
+        transforms, text_bytes, at = NONE, content_bytes, at + 1
+        if flags & HAS_TRANSFORMS:
+            try:
+                transforms, text_bytes, at = decode_transforms(payload, at, content_bytes)
+            except MalformedError as error:
+                raise PayloadError(str(error)) from error
+        if not 1 <= count <= text_bytes:
+            raise PayloadError(f"{count} symbols cannot stand for {text_bytes} bytes")
         if not 1 <= streams <= min(count, LARGEST_STREAMS):
             raise PayloadError(f"{streams} streams for {count} symbols")
-        if flags & ~HAS_ESCAPES:
-            raise PayloadError(f"unknown flags {flags:#04x}")
         plan = StreamPlan(symbols=count, streams=streams)
         if plan.steps > self._stream_tokens_max:
             raise PayloadError(f"a stream of {plan.steps} symbols")
@@ -249,7 +267,7 @@ class FrameCodec:
                 f"a frame of {streams} streams needs {needed >> 20} MiB to decode; "
                 f"the limit is {CACHE_BYTES_MAX >> 20} MiB"
             )
-        return plan, bool(flags & HAS_ESCAPES), at + 1
+        return plan, bool(flags & HAS_ESCAPES), transforms, text_bytes, at
 
     def _join(
         self, plan: StreamPlan, ranks: np.ndarray, run_lengths: np.ndarray, runs: bytes
@@ -269,6 +287,21 @@ class FrameCodec:
         return b"".join(pieces)
 
 
+def _of_content(progress: Progress | None, text_bytes: int, content_bytes: int) -> Progress | None:
+    """Progress in bytes of the text, passed on in bytes of the content."""
+    if progress is None or text_bytes == content_bytes:
+        return progress
+    done_bytes = 0
+
+    def report(more_bytes: int) -> None:
+        nonlocal done_bytes
+        before = done_bytes * content_bytes // text_bytes
+        done_bytes += more_bytes
+        progress(done_bytes * content_bytes // text_bytes - before)
+
+    return report
+
+
 def settings_for(
     package: ModelPackage, options: CompressOptions
 ) -> tuple[PredictorSection, MixerSection]:
@@ -276,7 +309,7 @@ def settings_for(
     predictor = PredictorSection(
         engine_version=ENGINE_VERSION,
         package_fingerprint=package.fingerprint_bytes,
-        window_tokens=options.window_tokens,
+        window_tokens=options.window,
         sink_tokens=SINK_TOKENS,
     )
     return predictor, MixerSection(version=MIXER_VERSION, parameters=b"")
@@ -288,7 +321,7 @@ def open_codec(
     *,
     package: ModelPackage,
     threads: int | None,
-    chunk_tokens: int | None,
+    chunking: Chunking,
 ) -> FrameCodec:
     """A codec for frames of an archive with these header sections.
 
@@ -306,4 +339,4 @@ def open_codec(
             f"the archive needs mixer version {mixer.version}; this llmzip has {MIXER_VERSION}"
         )
     engine = Engine(package, window=predictor.window_tokens, sinks=predictor.sink_tokens)
-    return FrameCodec(engine, package=package, threads=threads, chunk_tokens=chunk_tokens)
+    return FrameCodec(engine, package=package, threads=threads, chunking=chunking)

@@ -21,7 +21,7 @@ from archiver.predict.engine import Engine, Session
 from archiver.predict.kernels import head
 from archiver.types import Float32Array, Int8Array, Int32Array, Int64Array, Progress, UInt32Array
 
-BLOCK_TOKENS = 256  # rows of one pass when encoding: what the int8 units like, and L2 holds
+BLOCK_TOKENS = 128
 # A step of few streams takes the time in which memory brings the weights, so two threads that
 # each read them are no faster than one (measured: 3 streams, 22 ms a step against 17).
 GROUP_STREAMS_MIN = 4

@@ -11,9 +11,15 @@ from typing import Any, BinaryIO, TypeVar
 import click
 
 from archiver.errors import OutputError, UsageError
+from archiver.levels import LEVELS
 
 SUFFIX = ".llmz"
 STANDARD_STREAM = "-"
+LEVEL_HELP = {
+    1: "Fastest: the model sees 256 tokens back.",
+    5: "The default: 2,048 tokens back, up to 32 streams a frame.",
+    9: "Smallest and slowest: 8,192 tokens back, up to 4 streams. Between them -2 to -8.",
+}
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -61,6 +67,26 @@ keep_going_option = click.option(
 steering_file_option = click.option(
     "--steer", metavar="FILE.steer", help="The steering file that the archive names."
 )
+
+
+def _choose_level(number: int) -> Callable[[click.Context, click.Parameter, bool], None]:
+    def choose(ctx: click.Context, param: click.Parameter, given: bool) -> None:
+        if given:  # the last one given counts
+            ctx.params["level"] = number
+
+    return choose
+
+
+level_options = _options(
+    *(
+        click.option(
+            f"-{number}", f"level_{number}", is_flag=True, expose_value=False,
+            callback=_choose_level(number), hidden=number not in LEVEL_HELP,
+            help=LEVEL_HELP.get(number),
+        )
+        for number in LEVELS
+    )
+)  # fmt: skip
 writing_options = _options(
     click.option("-o", "--output", metavar="PATH", help="Write to PATH ('-': standard output)."),
     click.option("-c", "--stdout", "to_stdout", is_flag=True, help="Write to standard output."),

@@ -16,9 +16,9 @@ Source: FORMAT.md, "Predictor".
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from archiver.errors import InvalidModelError, UsageError
 from archiver.predict.kernels import attention, layers
 from archiver.predict.kernels.memory import aligned_zeros
 from archiver.predict.kernels.products import INNER_MAX, Product, choose_backend
+from archiver.predict.kernels.tiles import ROW_SHAPES, TILE_BYTES
 from archiver.predict.package import SCALE_MAX, SCALE_MIN
 from archiver.predict.tables import ROTARY_SPAN, activation_span, rotary_angles
 from archiver.text.vocabulary import Vocabulary
@@ -274,9 +275,12 @@ class Session:
         self.engine = engine
         self.streams = streams
         self.position = 0
-        limit = min(positions, engine.window + steps + 16)
-        ring = -(-limit // 16) * 16
-        sink_ring = max(16, -(-engine.sinks // 16) * 16)
+        # Blocks of consecutive rows go through tile registers, where there are any.
+        tiled = steps >= 8 and engine.head_dim % TILE_BYTES == 0 and engine.backend.tiled
+        unit = attention.TILED_POSITIONS if tiled else 16
+        limit = min(positions, engine.window + steps + unit)
+        ring = -(-limit // unit) * unit
+        sink_ring = max(unit, -(-engine.sinks // unit) * unit)
         kv_heads, head_dim = engine.kv_heads, engine.head_dim
 
         def caches(slots: int) -> Caches:
@@ -296,31 +300,46 @@ class Session:
 
         self._caches = caches(ring)
         self.sinks = caches(sink_ring)
+        window = min(positions, engine.window)
+        group = engine.heads // kv_heads
+        if tiled:
+            rows, queries = attention.TILED_ROWS, attention.TILED_ROWS
+            items = attention.tiled_items(window, engine.sinks)
+        else:
+            rows, queries = attention.TOGETHER * group, group
+            items = attention.visible_items(window, engine.sinks)
+        self._attend = attention.attend_by_tiles if tiled else attention.attend
+        self._scratch: tuple[Any, ...] = (
+            aligned_zeros((rows, items), np.int32),
+            aligned_zeros((2, items), np.float32),
+            aligned_zeros((2, queries, items), np.uint8),
+        )
+        if tiled:
+            self._scratch += (ROW_SHAPES,)
         self._cosines, self._sines = engine.rotary(max(positions, engine.window + engine.sinks))
         if engine.prompt_sinks is not None:
-            self._adopt(engine.prompt_sinks, ring)
+            self._adopt(engine.prompt_sinks)
 
-    def _adopt(self, prompt: Caches, ring: int) -> None:
+    def _adopt(self, prompt: Caches) -> None:
         """The soft prompt's keys and values, computed once, stand at every stream's beginning.
 
         They come in whole tiles of 16 positions; what such a tile holds beyond the prompt is
         written before it is seen. Where the ring is shorter than the prompt, later tiles take
         the place of earlier ones, as `advance` has it.
         """
-        lead = self.engine.lead
-        for layer in range(len(prompt)):
-            parts: tuple[Sequence[NDArray[Any]], ...] = (
-                self._caches[layer], self.sinks[layer], prompt[layer],
-            )  # fmt: skip
-            for cache, sink, source in zip(*parts, strict=True):
-                sink[...] = source
-                tile = 16 * cache.shape[2] // ring  # items of 16 positions
-                for number in range(-(-lead // 16)):
-                    at = number % (ring // 16)
-                    cache[..., at * tile : (at + 1) * tile] = source[
-                        ..., number * tile : (number + 1) * tile
-                    ]
-        self.position = lead
+        self.position = self.engine.lead
+        for layer, theirs in enumerate(prompt):
+            source_slots = theirs[-1].shape[-1]
+            for caches in (self._caches[layer], self.sinks[layer]):
+                slots = caches[-1].shape[-1]
+                pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]] = zip(
+                    caches, cast(Sequence[NDArray[Any]], theirs), strict=True
+                )
+                for mine, source in pairs:
+                    tile = 16 * source.shape[-1] // source_slots  # items of 16 positions
+                    for number in range(-(-self.engine.lead // 16)):
+                        at, begin = number % (slots // 16) * tile, number * tile
+                        mine[..., at : at + tile] = source[..., begin : begin + tile]
 
     def advance(self, tokens: Int32Array) -> tuple[Int8Array, Float32Array]:
         """Every stream is `steps` tokens further.
@@ -360,9 +379,9 @@ class Session:
                 row_stream, row_position, engine.window, engine.sinks, query, query_scale,
                 sink_query, sink_query_scale, *cache, *sinks, engine.logit_unit,
             )  # fmt: skip
-            attention.attend(
+            self._attend(
                 query, query_scale, sink_query, sink_query_scale, *cache, *sinks,
-                row_stream, row_position, engine.window, engine.sinks, attended,
+                row_stream, row_position, engine.window, engine.sinks, *self._scratch, attended,
             )  # fmt: skip
             layers.quantize_rows(attended, attended_codes, scales)
             layers.add_product(x, layer.o(attended_codes), scales, layer.o_scales)

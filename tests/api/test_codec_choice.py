@@ -49,11 +49,11 @@ def test_one_codec_serves_many_files(opened: list[dict[str, Any]]) -> None:
     archives = [archiver.compress(toy_codec.text(lines), options=options) for lines in (60, 70)]
     [call] = opened
     assert call["predictor"].window_tokens == 99
-    assert (call["threads"], call["chunk_tokens"]) == (3, 50)
+    assert (call["threads"], call["chunking"].tokens_min) == (3, 50)
     for archive, lines in zip(archives, (60, 70), strict=True):
         assert archiver.decompress(archive, threads=2) == toy_codec.text(lines)
     assert len(opened) == 2
-    assert (opened[1]["threads"], opened[1]["chunk_tokens"]) == (2, None)
+    assert opened[1]["threads"] == 2
     assert opened[1]["predictor"] == call["predictor"]
 
 

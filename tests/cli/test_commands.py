@@ -55,6 +55,15 @@ def test_pipes_both_ways(run: Run) -> None:
     assert "(stdin)" in run("info", stdin=packed.stdout_bytes).stdout
 
 
+@pytest.mark.parametrize(
+    ("flags", "window"), [((), 2048), (("-1",), 256), (("-9",), 8192), (("-1", "-3"), 1024),
+                          (("-9", "--window", "99"), 99)]
+)  # fmt: skip
+def test_levels(run: Run, text_file: Path, flags: tuple[str, ...], window: int) -> None:
+    assert run("compress", *flags, text_file).exit_code == 0
+    assert f"window {window:,} tokens" in run("info", f"{text_file}.llmz").stdout
+
+
 def test_output_paths(run: Run, text_file: Path, tmp_path: Path) -> None:
     archive, copy = tmp_path / "x", tmp_path / "copy"
     assert run("compress", "-o", archive, text_file).exit_code == 0

@@ -1,4 +1,4 @@
-"""The command line as a process: signals, full disks, pipes, terminals, start time."""
+"""The command line as a process: signals, full disks, pipes, terminals."""
 
 from __future__ import annotations
 
@@ -90,8 +90,9 @@ def test_devices_are_written_not_replaced(start: Start, text_file: Path, tmp_pat
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     process = start("compress", "-f", "-o", fifo, text_file, stderr=subprocess.PIPE)
-    archive = fifo.read_bytes()
-    process.communicate(timeout=30)
+    with open(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+        process.communicate(timeout=30)  # an archive this small fits into the pipe
+        archive = reader.read()
     assert process.returncode == 0
     assert fifo.is_fifo()
     assert archive[:4] == b"\x89LMZ"
@@ -163,15 +164,3 @@ def test_nothing_is_read_from_a_terminal(start: Start) -> None:
     os.close(ours)
     assert process.returncode == 2
     assert b"standard input is a terminal" in errors
-
-
-def test_help_is_there_at_once() -> None:
-    times_s = []
-    for _ in range(3):
-        start_s = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "cli", "--help"], cwd=ROOT, capture_output=True, check=True
-        )
-        times_s.append(time.perf_counter() - start_s)
-    assert b"Examples:" in done.stdout
-    assert min(times_s) < 0.5

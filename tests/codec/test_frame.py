@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
+import lzma
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,7 @@ from archiver.codec import FrameCodec, PayloadError, open_codec, workers
 from archiver.codec.frame import plan_streams
 from archiver.container.layout import MixerSection, PredictorSection
 from archiver.errors import LimitExceededError, UnsupportedVersionError
+from archiver.levels import LEVELS, Chunking
 from archiver.predict.package import ModelPackage
 
 TEXT = (
@@ -31,7 +36,10 @@ HARD = {
     "text": TEXT * 20,
     "one character": b"a" * 3000,
     "random": np.random.default_rng(1).bytes(700),
-    "a long escape": b"\xff" * 70000,
+    "a long escape": b"\x04" * 70000,
+    "UTF-16 from the middle of a unit": (TEXT * 8).decode().encode("utf-16-le")[1:],
+    "Latin-1 and line ends": "déjà vu, élève\r\n".encode("latin-1") * 40,
+    "escapes of JSON": json.dumps((TEXT * 8).decode()).encode(),
 }
 
 
@@ -49,7 +57,7 @@ def make_codec(
         MixerSection(version=1, parameters=b""),
         package=package,
         threads=threads,
-        chunk_tokens=chunk,
+        chunking=LEVELS[5].chunking if chunk is None else Chunking(tokens_min=chunk, streams=1024),
     )
 
 
@@ -63,6 +71,38 @@ def test_hard_contents_come_back(tiny: ModelPackage, name: str) -> None:
     done.clear()
     assert codec.decode(payload, len(content), done.append) == content
     assert sum(done) == len(content)
+
+
+RUSSIAN = "Так говорила в июле 1805 года известная Анна Павловна Шерер, фрейлина.\r\n" * 40
+ENGLISH = " ".join(f"the {number}th of {number**3 % 97} words" for number in range(500)).encode()
+RANDOM = np.random.default_rng(3).bytes(1 << 16)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a",
+        ENGLISH,
+        RUSSIAN.encode(),
+        RUSSIAN.encode("cp1251"),
+        RUSSIAN.encode("utf-16-le"),
+        ENGLISH.decode().encode("utf-16-be"),
+        base64.encodebytes(RANDOM),
+        RANDOM + ENGLISH * 6,
+    ],
+    ids=["byte", "UTF-8", "Russian", "CP1251", "UTF-16", "wide ASCII", "Base64", "half random"],
+)
+def test_text_is_worth_trying(tiny: ModelPackage, content: bytes) -> None:
+    assert make_codec(tiny).worth_trying(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [RANDOM, RANDOM[:1000], zlib.compress(ENGLISH * 4), lzma.compress(RUSSIAN.encode() + RANDOM)],
+    ids=["random", "1000 random bytes", "zlib", "xz"],
+)
+def test_what_looks_random_is_not(tiny: ModelPackage, content: bytes) -> None:
+    assert not make_codec(tiny).worth_trying(content)
 
 
 @given(content=st.one_of(st.binary(min_size=1, max_size=300), st.text(min_size=1).map(str.encode)))
@@ -152,7 +192,10 @@ def test_malformed_payloads_are_refused(tiny: ModelPackage) -> None:
         (b"\xff\xff\x03\x01\x00", "65535 symbols cannot stand for"),
         (b"\x05\x06\x00", "6 streams for 5 symbols"),
         (b"\x05\x00\x00", "0 streams for 5 symbols"),
-        (b"\x05\x01\x02", "unknown flags 0x02"),
+        (b"\x05\x01\x04", "unknown flags 0x04"),
+        (b"\x05\x01\x02", "its transforms are cut off"),
+        (b"\x05\x01\x02\x40\x05", "unknown transforms 0x40"),
+        (b"\x7f\x01\x02\x20\x7e", "127 symbols cannot stand for 126 bytes"),
         (b"\x05\x01\x00\xff\xff\xff\xff", "outside the coder's range"),
     ]:
         with pytest.raises(PayloadError, match=message):
@@ -201,18 +244,18 @@ def test_other_versions_are_refused(tiny: ModelPackage) -> None:
     )
     mixer = MixerSection(version=1, parameters=b"")
     with pytest.raises(UnsupportedVersionError, match="needs engine version 2; this llmzip has 1"):
-        open_codec(newer, mixer, package=tiny, threads=None, chunk_tokens=None)
+        open_codec(newer, mixer, package=tiny, threads=None, chunking=LEVELS[5].chunking)
     for other in (
         MixerSection(version=9, parameters=b""),
         MixerSection(version=1, parameters=b"x"),
     ):
         with pytest.raises(UnsupportedVersionError, match="needs mixer version"):
-            open_codec(good, other, package=tiny, threads=None, chunk_tokens=None)
+            open_codec(good, other, package=tiny, threads=None, chunking=LEVELS[5].chunking)
 
 
 @pytest.mark.parametrize("symbols", [1, 5, 49, 50, 51, 1000])
 def test_streams_cover_all_symbols_evenly(symbols: int) -> None:
-    plan = plan_streams(symbols, 50)
+    plan = plan_streams(symbols, Chunking(tokens_min=50, streams=1024))
     lengths = np.diff(plan.starts)
     assert lengths.sum() == symbols
     assert lengths.max() == plan.steps <= 50

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import re
 import struct
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import archiver.errors
+from archiver.codec.transform_fields import HAS_SEGMENTS
 from archiver.container import ArchiveReader, ArchiveWriter, layout, trailer
 from archiver.container.layout import (
     FrameCoding,
@@ -23,8 +25,13 @@ from archiver.container.layout import (
 )
 from archiver.steering import files
 from archiver.steering.priors import PriorKind, ScalesPrior
+from archiver.text import transforms
+from archiver.text.charsets import UPPER_HALVES, Charset
+from archiver.text.transforms import Swap
 
 TEXT = (Path(layout.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
+UPPER_HALF_HASH = "SHA-256 of the upper half"
+MODULES = (layout, trailer, transforms)
 STRUCT_CODES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
 
 
@@ -63,8 +70,7 @@ def test_constants_agree() -> None:
     [rows] = tables("Constants")
     for row in rows:
         name, value = row["name"], row["value"]
-        module = layout if hasattr(layout, name) else trailer
-        expected = getattr(module, name)
+        [expected] = {vars(module)[name] for module in MODULES if name in vars(module)}
         if isinstance(expected, bytes):
             assert bytes.fromhex(value) == expected, name
         else:
@@ -75,15 +81,8 @@ def test_every_constant_of_the_format_is_in_the_table() -> None:
     [rows] = tables("Constants")
     listed = {row["name"] for row in rows}
     pattern = re.compile(r"(LARGEST|FIRST|MUST|FORMAT)_[A-Z_]+|[A-Z]+_MAGIC")
-    derived = {
-        "LARGEST_BODY_BYTES",
-        "LARGEST_HEADER_BYTES",
-        "LARGEST_PAYLOAD_BYTES",
-        "LARGEST_TRAILER_BYTES",
-    }
-    defined = {
-        name for module in (layout, trailer) for name in vars(module) if pattern.fullmatch(name)
-    }
+    derived = {f"LARGEST_{part}_BYTES" for part in ("BODY", "HEADER", "PAYLOAD", "TRAILER")}
+    defined = {name for module in MODULES for name in vars(module) if pattern.fullmatch(name)}
     assert defined - derived == listed
 
 
@@ -179,6 +178,22 @@ def test_the_example_is_what_is_written_and_read() -> None:
     assert reader.header == header
     assert b"".join(frame.payload for frame in reader.frames()) == b"hello, hello"
     reader.finish(layout.hash64(b"hello, hello"))
+
+
+def test_transforms_agree() -> None:
+    numbers = {row["transform"]: int(row["number"]) for row in tables("Transforms")[2]}
+    assert numbers == {"SEGMENTS": HAS_SEGMENTS, **{swap.name: swap.value for swap in Swap}}
+    for swap in Swap:
+        assert re.search(rf"^\*\*[A-Z_, ]*\b{swap.name}\b", section("Swaps"), re.MULTILINE)
+
+
+def test_character_sets_agree() -> None:
+    [rows] = tables("Character sets")
+    sets = {row["character set"]: (int(row["number"]), row[UPPER_HALF_HASH]) for row in rows}
+    expected = dict.fromkeys(Charset, "")
+    for charset, upper_half in UPPER_HALVES.items():
+        expected[charset] = hashlib.sha256(upper_half.encode()).hexdigest()
+    assert sets == {charset.name: (charset, digest) for charset, digest in expected.items()}
 
 
 @pytest.mark.parametrize("title", ["Predictor", "Predictor frame payload"])

@@ -9,12 +9,14 @@ version: archives of the old one stay beside it, and none is made anew.  New one
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -105,6 +107,12 @@ def line_of(count: int, seed: int) -> bytes:
     return bytes(line[: count - 1]) + b"\n"
 
 
+def broken_lines(count: int, seed: int) -> str:
+    """About `count` bytes of tokens in no order, the lines ended by CR LF, all in KOI8-R."""
+    text = line_of(count, seed).decode("utf-8", "ignore")
+    return text.replace("è", "e").replace(" ", "\r\n ")
+
+
 def _steering(package: ModelPackage, spread: int, scale: float, prior: Prior) -> bytes:
     """A steering file with two vectors without any pattern, or less: one code in `spread`."""
     hidden = package.arrays["embed.codes"].shape[1]
@@ -192,6 +200,29 @@ GOLDENS = [
         content=line_of(2100, 1) + line_of(4050, 2) + scattered(150),
         codings=(2, 2, 0),
         options={"frame_bytes": 4096, "window_tokens": 64, "chunk_tokens": 100},
+    ),
+    Golden(
+        name="koi8",
+        holds="KOI8-R with CRLF: one segment and a swap, three streams",
+        content=broken_lines(900, 6).encode("koi8-r"),
+        codings=(2,),
+        options={"chunk_tokens": 100},
+    ),
+    Golden(
+        name="utf_16",
+        holds="UTF-16 cut in the middle of a unit at both ends: three segments, CRLF",
+        content=broken_lines(600, 8).encode("utf-16-be")[1:-1],
+        codings=(2,),
+        options={"chunk_tokens": 100},
+    ),
+    Golden(
+        name="swaps",
+        holds="escapes of JSON, percent-encoding, CRLF: three swaps",
+        content=json.dumps(line_of(200, 9).decode("utf-8", "ignore")).encode()
+        + b"\r\n"
+        + quote(broken_lines(200, 8), safe=" \r\n").lower().encode(),
+        codings=(2,),
+        options={"chunk_tokens": 100},
     ),
     Golden(
         name="widest",

@@ -73,22 +73,22 @@ def test_order_keys_order_as_floats_do() -> None:
 
 @njit
 def _dots(keys, query, quads, out, tiles):
-    vectors.dot_keys_1(keys, 0, query, 0, quads, out, 0, 16, tiles)
+    vectors.dot_keys_1(keys, 0, query, 0, 0, quads, out, 0, 0, 0, tiles)
 
 
 @njit
 def _dots_portable(keys, query, quads, out, tiles):
-    vectors.dot_keys_portable(keys, 0, query, 0, quads, out, 0, 16, tiles)
+    vectors.dot_keys_portable(keys, 0, query, 0, 0, quads, out, 0, 0, 0, tiles)
 
 
 @njit
 def _values(values, high, low, quads, out):
-    vectors.dot_values_64(values, 0, 256, high, low, 0, quads, out, 0)
+    vectors.dot_values_1(values, 0, 256, high, low, 0, 0, quads, out, 0, 0)
 
 
 @njit
 def _values_portable(values, high, low, quads, out):
-    vectors.dot_values_portable(values, 0, 256, high, low, 0, quads, out, 0)
+    vectors.dot_values_portable(values, 0, 256, high, low, 0, 0, quads, out, 0, 0)
 
 
 @pytest.mark.parametrize("kernel", [_dots, _dots_portable])

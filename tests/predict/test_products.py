@@ -82,7 +82,9 @@ def test_inexact_and_missing_backends_are_passed_over(monkeypatch: pytest.Monkey
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(UsageError, match="no matrix product 'gpu'; there are vnni, onednn, int_mm"):
+    with pytest.raises(
+        UsageError, match="no matrix product 'gpu'; there are amx, vnni, onednn, int_mm"
+    ):
         products.choose_backend([64], "gpu")
 
 

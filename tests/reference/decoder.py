@@ -35,6 +35,7 @@ from tests.reference.container import (
 from tests.reference.package import Package, read_package
 from tests.reference.predictor import Model, Stream
 from tests.reference.steering import steering_vectors
+from tests.reference.transforms import read_fields, undo
 
 ENGINE_VERSION = 1
 MIXER_VERSION = 1
@@ -119,19 +120,25 @@ class FramePredictor:
         """
         symbols, offset = read_varint(frame.payload, 0)
         stream_count, offset = read_varint(frame.payload, offset)
-        if not 1 <= symbols <= frame.content_bytes:
-            raise MalformedError(f"{symbols} symbols")
         if not 1 <= stream_count <= min(symbols, LARGEST_STREAMS):
             raise MalformedError(f"{stream_count} streams")
-        if frame.payload[offset : offset + 1] not in (b"\0", b"\1"):
+        if frame.payload[offset : offset + 1] not in (b"\0", b"\1", b"\2", b"\3"):
             raise MalformedError("the flags are wrong or missing")
-        with_escapes = frame.payload[offset] == 1
+        with_escapes = frame.payload[offset] & 1 == 1
+        with_transforms = frame.payload[offset] & 2 == 2
+        offset += 1
+        text_bytes = frame.content_bytes
+        if with_transforms:
+            transforms = read_fields(frame.payload, offset, frame.content_bytes)
+            text_bytes, offset = transforms.text_bytes, transforms.end
+        if not 1 <= symbols <= text_bytes:
+            raise MalformedError(f"{symbols} symbols")
         longer = symbols % stream_count
         lengths = [symbols // stream_count + (n < longer) for n in range(stream_count)]
         if max(lengths) + len(self._vectors) > LARGEST_STREAM_TOKENS:
             raise MalformedError("a stream is too long")
 
-        range_decoder = RangeDecoder(frame.payload[offset + 1 :])
+        range_decoder = RangeDecoder(frame.payload[offset:])
         contexts = Contexts(range_decoder)
         chunks: list[list[bytes]] = [[] for _ in lengths]
         streams = [
@@ -161,9 +168,14 @@ class FramePredictor:
                     symbol = self._tokens[inputs[n]]
                 chunks[n].append(symbol)
                 decoded_bytes += len(symbol)
-                if decoded_bytes > frame.content_bytes:
+                if decoded_bytes > text_bytes:
                     raise MalformedError("the symbols stand for too many bytes")
-        return b"".join(b"".join(chunk) for chunk in chunks)
+        text = b"".join(b"".join(chunk) for chunk in chunks)
+        if not with_transforms:
+            return text
+        if len(text) != text_bytes:
+            raise MalformedError("the symbols stand for too few bytes")
+        return undo(transforms, text, frame.content_bytes)
 
 
 if __name__ == "__main__":

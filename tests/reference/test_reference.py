@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -40,6 +42,7 @@ The quick brown fox jumps over the lazy dog. It was the best of times.
 Der Wind weht über das Land; les élèves étaient là. Мы были там вчера.
 A program that compresses text predicts the next word, then the next bit.
 """.encode()
+RUSSIAN = "\r\n".join(["Мы были там вчера", "были вчера там", "вчера были там"] * 5)
 SCATTERED = np.random.default_rng(0).bytes(4000).replace(b"\n", b"")
 ESCAPES = b"\x04\x06\x13 \xff\xfe\xfd\xff\xff then \xe2\x82 \xf5\xf5\xf5\xf5"
 SMALL_WINDOW = CompressOptions(model="tiny", window_tokens=32, chunk_tokens=100)
@@ -68,8 +71,13 @@ PREDICTED = {
         ESCAPES + TEXT[:90] + ESCAPES + bytes(range(256)) + TEXT[90:] + b"\xff",
         {"window_tokens": 32, "chunk_tokens": 100},
     ),
-    "only escapes": (b"\xff\xfe" * 400, {}),
+    "only escapes": (b"\x04\x06" * 400, {}),
     "line ends": (TEXT.replace(b"\n", b"\r\n") + b"<|im_start|>\n\r<|im_end|>", {}),
+    "UTF-16": ((TEXT * 2).decode().encode("utf-16"), {"chunk_tokens": 100}),
+    "UTF-16 from and to the middle": ((TEXT * 2).decode().encode("utf-16-be")[1:-1], {}),
+    "KOI8-R and CRLF": (RUSSIAN.encode("koi8-r"), {"chunk_tokens": 200}),
+    "escapes of JSON": (json.dumps(TEXT.decode()).encode() + b"\\ud800", {}),
+    "percent-encoding": (quote(RUSSIAN).encode() + b"%D0 %", {}),
 }
 
 
@@ -160,7 +168,7 @@ def test_other_models_windows_and_sinks(
 
 
 def test_the_longest_escape_ends_by_itself(tiny: ModelPackage) -> None:
-    content = b"\xff" * 65_536
+    content = b"\x04" * 65_536
     assert decode(predicted(content, SMALL_WINDOW), tiny.path) == content
 
 

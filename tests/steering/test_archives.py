@@ -12,6 +12,7 @@ import archiver
 from archiver.codec import FrameCodec, workers
 from archiver.container import SteeringKind, SteeringSection
 from archiver.errors import LimitExceededError, SteeringError, UsageError
+from archiver.levels import Chunking
 from archiver.options import CompressOptions
 from archiver.predict.engine import Engine, Session, SoftPrompt
 from archiver.predict.package import ModelPackage
@@ -24,6 +25,7 @@ from tests.codec.test_frame import make_codec
 from tests.predict.engines import engine_of
 from tests.reference.decoder import decode
 
+CHUNKING = Chunking(tokens_min=50, streams=1024)
 TEXT = """\
 The quick brown fox jumps over the lazy dog. It was the best of times.
 Der Wind weht über das Land; les élèves étaient là. Мы были там вчера.
@@ -96,7 +98,7 @@ def test_threads_blocks_and_streams_change_nothing(
     prompt = prompt_of(tiny)
 
     def codec(threads: int) -> FrameCodec:
-        return make_codec(tiny, threads=threads).steered(prompt, 50)
+        return make_codec(tiny, threads=threads).steered(prompt, CHUNKING)
 
     payload = codec(1).encode(content)
     assert payload != make_codec(tiny).encode(content)

@@ -70,7 +70,7 @@ def header_for(options: CompressOptions) -> Header:
     predictor = PredictorSection(
         engine_version=1,
         package_fingerprint=FINGERPRINT,
-        window_tokens=options.window_tokens,
+        window_tokens=options.window,
         sink_tokens=4,
     )
     return Header(predictor=predictor, mixer=MixerSection(version=1, parameters=b""))

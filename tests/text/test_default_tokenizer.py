@@ -12,9 +12,13 @@ import pytest
 from archiver.predict.known import DEFAULT_MODEL
 from archiver.predict.package import ModelPackage
 from archiver.predict.registry import resolve
+from archiver.text.charsets import Charset
+from archiver.text.detection import charset_spans
 from archiver.text.framing import bytes_of, symbols_of
 from archiver.text.tokenizer import TextTokenizer
+from archiver.text.transforms import Span
 from archiver.text.vocabulary import Vocabulary
+from tests.text.test_detection import GERMAN, RUSSIAN
 
 pytestmark = pytest.mark.slow
 
@@ -102,3 +106,22 @@ def test_hard_contents_come_back(
     content: bytes, vocabulary: Vocabulary, tokenizer: TextTokenizer
 ) -> None:
     assert bytes_of(symbols_of(content, vocabulary, tokenizer), vocabulary) == content
+
+
+@pytest.mark.parametrize(
+    ("text", "codec", "charset"),
+    [
+        (RUSSIAN, "cp1251", Charset.WINDOWS_1251),
+        (RUSSIAN, "koi8-r", Charset.KOI8_R),
+        (RUSSIAN, "cp866", Charset.IBM_866),
+        (RUSSIAN, "utf-16", Charset.UTF_16_LE),
+        (GERMAN, "utf-16-be", Charset.UTF_16_BE),
+        (GERMAN * 2, "latin-1", Charset.WINDOWS_1252),
+    ],
+)
+def test_character_sets_are_found(
+    text: str, codec: str, charset: Charset, vocabulary: Vocabulary, tokenizer: TextTokenizer
+) -> None:
+    content = text.encode(codec)
+    expected = [Span(charset=charset, content_bytes=len(content))]
+    assert charset_spans(content, vocabulary, tokenizer) == expected

@@ -17,23 +17,40 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from archiver.predict.kernels.elementary import KERNEL_OPTIONS, float_of_key, order_key
+from archiver.predict.kernels.elementary import KERNEL_OPTIONS, bits_to_float, float_of_key
+from archiver.predict.kernels.tiles import (
+    add_value_tiles,
+    release_tiles,
+    store_sums,
+    tile_dots,
+    use_tiles,
+    zero_sums,
+)
 from archiver.predict.kernels.vectors import (
     dot_keys_1,
+    dot_keys_1_rows,
+    dot_keys_1_wide,
     dot_keys_2,
+    dot_keys_2_rows,
+    dot_keys_2_wide,
     dot_keys_3,
-    dot_keys_4,
+    dot_keys_3_rows,
+    dot_keys_3_wide,
+    dot_values_1,
+    dot_values_2,
+    dot_values_3,
     dot_values_16,
-    dot_values_64,
     exponentiate,
-    greatest_key,
+    fetch_lines,
+    greatest_positive,
     scale_dots,
+    sum_codes,
     weigh,
 )
 
 TOTAL_ONE = np.float32(131072.0)  # 2^17: weight of the best position in the integer total
-UNSEEN = np.int32(np.float32(-1e30).view(np.int32))  # a logit whose weight is exactly 0
 WEIGHT_ONE = np.float32(65472.0)  # total of the integer probabilities; each stays below 2^16
+TOGETHER = 4  # consecutive rows of a stream that share a pass over the keys
 
 
 @njit(**KERNEL_OPTIONS)
@@ -60,49 +77,118 @@ def store_key_value(
 
 
 @njit(**KERNEL_OPTIONS)
-def _sum(codes):
-    """The int32 sum of int8 codes."""
-    total = np.int32(0)
-    for i in range(codes.shape[0]):
-        total += np.int32(codes[i])
-    return total
+def _dot_row(keys, key_at, query, query_at, quads, group, dots, at, stride, tiles):
+    """Dot products of 16 * tiles keys with the `group` queries of one row.
+
+    Member m's go to dots[at + m * stride:].
+    """
+    wide = tiles >> 2 << 2
+    rest_at = key_at + wide * 64 * quads
+    rest = tiles - wide
+    member = 0
+    while member < group:
+        n = min(3, group - member)
+        q = query_at + member * 4 * quads
+        o = at + member * stride
+        w = o + wide * 16
+        if n == 3:
+            dot_keys_3_wide(keys, key_at, query, q, 0, quads, dots, o, 0, stride, wide)
+            dot_keys_3(keys, rest_at, query, q, 0, quads, dots, w, 0, stride, rest)
+        elif n == 2:
+            dot_keys_2_wide(keys, key_at, query, q, 0, quads, dots, o, 0, stride, wide)
+            dot_keys_2(keys, rest_at, query, q, 0, quads, dots, w, 0, stride, rest)
+        else:
+            dot_keys_1_wide(keys, key_at, query, q, 0, quads, dots, o, 0, stride, wide)
+            dot_keys_1(keys, rest_at, query, q, 0, quads, dots, w, 0, stride, rest)
+        member += n
 
 
 @njit(**KERNEL_OPTIONS)
-def _greatest(scales):
-    """The order key of the greatest of some positive scales, 0 for none."""
-    best = np.int32(0)
-    for i in range(scales.shape[0]):
-        best = max(best, order_key(scales[i]))
-    return best
+def _dot_rows(
+    keys,
+    key_at,
+    query,
+    query_at,
+    row_items,
+    quads,
+    rows,
+    group,
+    dots,
+    at,
+    row_stride,
+    stride,
+    tiles,
+):
+    """`_dot_row` for `rows` rows whose queries lie `row_items` apart, results `row_stride`."""
+    if rows != TOGETHER:
+        for row in range(rows):
+            q = query_at + row * row_items
+            _dot_row(
+                keys, key_at, query, q, quads, group, dots, at + row * row_stride, stride, tiles
+            )
+        return
+    even = tiles >> 1 << 1
+    member = 0
+    while member < group:
+        n = min(3, group - member)
+        q = query_at + member * 4 * quads
+        o = at + member * stride
+        if n == 3:
+            dot_keys_3_rows(
+                keys, key_at, query, q, row_items, quads, dots, o, row_stride, stride, even
+            )
+        elif n == 2:
+            dot_keys_2_rows(
+                keys, key_at, query, q, row_items, quads, dots, o, row_stride, stride, even
+            )
+        else:
+            dot_keys_1_rows(
+                keys, key_at, query, q, row_items, quads, dots, o, row_stride, stride, even
+            )
+        member += n
+    if even < tiles:
+        last = key_at + even * 64 * quads
+        for row in range(rows):
+            q = query_at + row * row_items
+            o = at + row * row_stride + even * 16
+            _dot_row(keys, last, query, q, quads, group, dots, o, stride, 1)
 
 
 @njit(**KERNEL_OPTIONS)
-def _dot_group(keys, key_at, query, query_at, quads, group, dots, at, stride, tiles):
-    """Dot products of 16 * tiles keys with `group` queries that lie one after the other."""
-    rest = group
-    while rest >= 4:
-        dot_keys_4(keys, key_at, query, query_at, quads, dots, at, stride, tiles)
-        query_at += 16 * quads
-        at += 4 * stride
-        rest -= 4
-    if rest == 3:
-        dot_keys_3(keys, key_at, query, query_at, quads, dots, at, stride, tiles)
-    elif rest == 2:
-        dot_keys_2(keys, key_at, query, query_at, quads, dots, at, stride, tiles)
-    elif rest == 1:
-        dot_keys_1(keys, key_at, query, query_at, quads, dots, at, stride, tiles)
+def _add_values(values, value_at, head_dim, group, high, low, at, stride, tiles, sums):
+    """sums += the values of 16 * tiles positions times their weights, for `group` queries.
 
-
-@njit(**KERNEL_OPTIONS)
-def _add_values(values, value_at, head_dim, high, low, at, tiles, sums):
-    """sums += the values of 16 * tiles positions times their weights."""
-    if head_dim % 64 == 0:
+    Member m's weights lie at high[at + m * stride:], its sums at sums[m * head_dim:].
+    """
+    row = head_dim * 4
+    quads = tiles * 4
+    if head_dim % 64 != 0:
+        for member in range(group):
+            w = at + member * stride
+            for d in range(0, head_dim, 16):
+                o = member * head_dim + d
+                dot_values_16(values, value_at + d * 4, row, high, low, w, 0, quads, sums, o, 0)
+        return
+    member = 0
+    while member < group:
+        n = min(3, group - member)
+        w = at + member * stride
         for d in range(0, head_dim, 64):
-            dot_values_64(values, value_at + d * 4, head_dim * 4, high, low, at, tiles * 4, sums, d)
-    else:
-        for d in range(0, head_dim, 16):
-            dot_values_16(values, value_at + d * 4, head_dim * 4, high, low, at, tiles * 4, sums, d)
+            o = member * head_dim + d
+            v = value_at + d * 4
+            if n == 3:
+                dot_values_3(values, v, row, high, low, w, stride, quads, sums, o, head_dim)
+            elif n == 2:
+                dot_values_2(values, v, row, high, low, w, stride, quads, sums, o, head_dim)
+            else:
+                dot_values_1(values, v, row, high, low, w, stride, quads, sums, o, head_dim)
+        member += n
+
+
+@njit(**KERNEL_OPTIONS)
+def visible_items(window, sinks):
+    """Items of scratch that one row of `attend` needs for each of its queries, at most."""
+    return ((sinks + 15) >> 4) * 16 + ((window + TOGETHER + 14) >> 4) * 16 + 16
 
 
 @njit(**KERNEL_OPTIONS)
@@ -123,6 +209,9 @@ def attend(
     row_position,
     window,
     sinks,
+    dots,
+    scales,
+    weights,
     out,
 ):
     """out[row] holds each head's attention over the positions that the row sees.
@@ -134,6 +223,8 @@ def attend(
         keys .. value_scales: the layer's cache, [streams, kv_heads, ...] as in the module's
             docstring; sink_*: the same for the first `sinks` positions.
         row_stream: int32 [rows]; row_position: int32 [rows], the row's own position.
+        dots: int32 [4 * heads / kv_heads, items], scales: float32 [2, items],
+            weights: uint8 [2, heads / kv_heads, items]: scratch, items from `visible_items`.
         out: float32 [rows, heads * head_dim].
 
     Tiles are worked on whole: positions of a tile that the row does not see get a logit so low
@@ -148,90 +239,292 @@ def attend(
     group = heads // kv_heads
     quads = head_dim >> 2
     tile_bytes = 16 * head_dim
-    ring = key_scales.shape[2]
-    ring_tiles = ring >> 4
-    sink_tiles = (sinks + 15) >> 4
-    capacity = (sink_tiles * 16) + min(ring, ((window + 15) >> 4) * 16 + 16)
-    dots = np.empty(group * capacity, np.int32)  # logits later on, in the same place
-    high = np.empty(capacity, np.uint8)
-    low = np.empty(capacity, np.uint8)
-    sums = np.empty(head_dim, np.int32)
+    row_items = heads * head_dim
+    ring_tiles = key_scales.shape[2] >> 4
+    items = dots.shape[1]
+    row_stride = group * items
+    flat_dots = dots.reshape(-1)
+    key_factors = scales[0]
+    value_factors = scales[1]
+    high = weights[0].reshape(-1)
+    low = weights[1].reshape(-1)
+    sums = np.empty(group * head_dim, np.int32)
     flat_query = query.reshape(-1)
     flat_sink_query = sink_query.reshape(-1)
-    for kv in range(kv_heads):
-        for row in range(rows):
-            s = row_stream[row]
-            p = row_position[row]
-            first = max(0, p - window + 1)
-            first_tile = first >> 4
-            tiles = (p >> 4) - first_tile + 1
-            seen_sinks = min(sinks, first)
-            lead = ((seen_sinks + 15) >> 4) * 16  # sinks lie in front, padded to whole tiles
-            begin = lead + (first - first_tile * 16)
-            end = lead + (p - first_tile * 16) + 1
-            first_slot = first_tile % ring_tiles
-            before_wrap = min(tiles, ring_tiles - first_slot)
-            far_tiles = tiles - before_wrap
-            far_lead = lead + before_wrap * 16  # from here on slots start again at 0
-            seam = min(end, far_lead)
-            slot = first_slot * 16 + (begin - lead)
+    row = 0
+    while row < rows:
+        s = row_stream[row]
+        together = 1
+        if (
+            row + TOGETHER <= rows
+            and row_stream[row + TOGETHER - 1] == s
+            and row_position[row + TOGETHER - 1] == row_position[row] + TOGETHER - 1
+        ):
+            together = TOGETHER
+        # What the rows see together: sinks in front, padded to whole tiles, then the window.
+        first_tile = max(0, row_position[row] - window + 1) >> 4
+        last = row_position[row + together - 1]
+        tiles = (last >> 4) - first_tile + 1
+        sink_tiles = (min(sinks, max(0, last - window + 1)) + 15) >> 4
+        lead = sink_tiles * 16
+        first_slot = first_tile % ring_tiles
+        near_tiles = min(tiles, ring_tiles - first_slot)
+        far_tiles = tiles - near_tiles  # these lie at the ring's begin again
+        far_lead = lead + near_tiles * 16
+        near_at = first_slot * tile_bytes
+        lines = near_tiles * tile_bytes >> 6
+        for kv in range(kv_heads):
             k = keys[s, kv]
             v = values[s, kv]
-            ks = key_scales[s, kv]
-            vs = value_scales[s, kv]
-            sk = sink_keys[s, kv]
-            sv = sink_values[s, kv]
-            sink_ks = sink_key_scales[s, kv]
-            sink_vs = sink_value_scales[s, kv]
-            value_max = float_of_key(
-                max(
-                    _greatest(sink_vs[:seen_sinks]),
-                    max(_greatest(vs[slot : slot + seam - begin]), _greatest(vs[: end - seam])),
-                )
-            )
+            sink_v = sink_values[s, kv]
+            near = slice(first_slot * 16, (first_slot + near_tiles) * 16)
+            end = far_lead + far_tiles * 16
+            key_factors[:lead] = sink_key_scales[s, kv, :lead]
+            key_factors[lead:far_lead] = key_scales[s, kv, near]
+            key_factors[far_lead:end] = key_scales[s, kv, : far_tiles * 16]
+            value_factors[:lead] = sink_value_scales[s, kv, :lead]
+            value_factors[lead:far_lead] = value_scales[s, kv, near]
+            value_factors[far_lead:end] = value_scales[s, kv, : far_tiles * 16]
+            next_kv = kv + 1
+            next_s = s
+            if next_kv == kv_heads:
+                next_kv = 0
+                next_s = row_stream[min(row + 1, rows - 1)]
+            next_keys = keys[next_s, next_kv]
             at = (row * heads + kv * group) * head_dim
-            _dot_group(sk, 0, flat_sink_query, at, quads, group, dots, 0, capacity, lead >> 4)
-            _dot_group(
-                k,
-                first_slot * tile_bytes,
-                flat_query,
-                at,
-                quads,
-                group,
-                dots,
-                lead,
-                capacity,
-                before_wrap,
-            )
-            _dot_group(k, 0, flat_query, at, quads, group, dots, far_lead, capacity, far_tiles)
+            _dot_rows(
+                sink_keys[s, kv], 0, flat_sink_query, at, row_items, quads, together, group,
+                flat_dots, 0, row_stride, items, sink_tiles,
+            )  # fmt: skip
+            _dot_rows(
+                k, near_at, flat_query, at, row_items, quads, together, group,
+                flat_dots, lead, row_stride, items, near_tiles,
+            )  # fmt: skip
+            _dot_rows(
+                k, 0, flat_query, at, row_items, quads, together, group,
+                flat_dots, far_lead, row_stride, items, far_tiles,
+            )  # fmt: skip
+            for r in range(row, row + together):
+                first = max(0, row_position[r] - window + 1)
+                begin = first - first_tile * 16
+                end = row_position[r] - first_tile * 16 + 1
+                seen_sinks = min(sinks, first)
+                greatest = max(
+                    greatest_positive(value_factors, 0, sink_tiles, 0, seen_sinks),
+                    greatest_positive(value_factors, lead, tiles, begin, end),
+                )
+                value_max = bits_to_float(greatest)
+                for member in range(group):
+                    if together == 1:
+                        # Every stream's cache passes through once a step: memory brings the
+                        # values while the processor is at work on the logits, then the next keys.
+                        share = slice(member * lines // group, (member + 1) * lines // group)
+                        fetch_lines(v, near_at + share.start * 64, share.stop - share.start)
+                        fetch_lines(next_keys, near_at + share.start * 64, share.stop - share.start)
+                    head = kv * group + member
+                    mine = (r - row) * row_stride + member * items
+                    place = (r * heads + head) * head_dim
+                    key = scale_dots(
+                        flat_dots, mine, np.int32(128) * sum_codes(flat_sink_query, place, quads),
+                        sink_query_scale[r, head], key_factors, 0, sink_tiles, 0, seen_sinks,
+                    )  # fmt: skip
+                    key = max(
+                        key,
+                        scale_dots(
+                            flat_dots, mine + lead,
+                            np.int32(128) * sum_codes(flat_query, place, quads),
+                            query_scale[r, head], key_factors, lead, tiles, begin, end,
+                        ),
+                    )  # fmt: skip
+                    top = float_of_key(key)
+                    total = exponentiate(flat_dots, mine, sink_tiles + tiles, top, TOTAL_ONE)
+                    share = ((WEIGHT_ONE * TOTAL_ONE) / np.float32(total)) / value_max
+                    weigh(
+                        flat_dots, mine, value_factors, 0, sink_tiles + tiles, share, high, low,
+                        member * items,
+                    )  # fmt: skip
+                sums[:] = 0
+                _add_values(sink_v, 0, head_dim, group, high, low, 0, items, sink_tiles, sums)
+                _add_values(v, near_at, head_dim, group, high, low, lead, items, near_tiles, sums)
+                _add_values(v, 0, head_dim, group, high, low, far_lead, items, far_tiles, sums)
+                back = value_max / WEIGHT_ONE
+                mine = kv * group * head_dim
+                for d in range(group * head_dim):
+                    out[r, mine + d] = np.float32(sums[d]) * back
+        row += together
 
+
+TILED_ROWS = 16  # of a stream, that `attend_by_tiles` works on together
+TILED_POSITIONS = 64  # to which its caches and its scratch are padded
+
+
+@njit(**KERNEL_OPTIONS)
+def tiled_items(window, sinks):
+    """Items of scratch that one row of `attend_by_tiles` needs, at most."""
+    spans = ((sinks + 63) >> 6) + ((window + TILED_ROWS + 62) >> 6) + 1
+    return spans * TILED_POSITIONS
+
+
+@njit(**KERNEL_OPTIONS)
+def attend_by_tiles(
+    query,
+    query_scale,
+    sink_query,
+    sink_query_scale,
+    keys,
+    values,
+    key_scales,
+    value_scales,
+    sink_keys,
+    sink_values,
+    sink_key_scales,
+    sink_value_scales,
+    row_stream,
+    row_position,
+    window,
+    sinks,
+    dots,
+    scales,
+    weights,
+    shapes,
+    out,
+):
+    """`attend` by the processor's tile registers, where many rows follow one another in a stream.
+
+    Args: as for `attend`, but head_dim and the caches' slots are multiples of 64, and of scratch:
+        dots: int32 [16, items], scales: float32 [2, items], weights: uint8 [2, 16, items], items
+        from `tiled_items`; shapes: `tiles.ROW_SHAPES`.
+    """
+    rows, heads, head_dim = query.shape
+    kv_heads = keys.shape[1]
+    group = heads // kv_heads
+    quads = head_dim >> 2
+    row_items = heads * head_dim
+    ring_spans = key_scales.shape[2] >> 6
+    items = dots.shape[1]
+    flat_dots = dots.reshape(-1)
+    key_factors = scales[0]
+    value_factors = scales[1]
+    high = weights[0].reshape(-1)
+    low = weights[1].reshape(-1)
+    sums = np.empty(4 * 256, np.int32)
+    value_max = np.empty(TILED_ROWS, np.float32)
+    flat_query = query.reshape(-1)
+    flat_sink_query = sink_query.reshape(-1)
+    flat_out = out.reshape(-1)
+    row = 0
+    while row < rows:
+        s = row_stream[row]
+        together = 1
+        while (
+            together < TILED_ROWS
+            and row + together < rows
+            and row_stream[row + together] == s
+            and row_position[row + together] == row_position[row] + together
+        ):
+            together += 1
+        use_tiles(shapes[together])
+        # What the rows see together, in spans of 64 positions: sinks in front, then the window.
+        first_span = max(0, row_position[row] - window + 1) >> 6
+        last = row_position[row + together - 1]
+        spans = (last >> 6) - first_span + 1
+        sink_spans = (min(sinks, max(0, last - window + 1)) + 63) >> 6
+        lead = sink_spans * 64
+        first_slot = first_span % ring_spans
+        near_spans = min(spans, ring_spans - first_slot)
+        far_spans = spans - near_spans  # these lie at the ring's begin again
+        far_lead = lead + near_spans * 64
+        end_item = lead + spans * 64
+        near_at = first_slot * 64 * head_dim
+        near = slice(first_slot * 64, (first_slot + near_spans) * 64)
+        for kv in range(kv_heads):
+            k = keys[s, kv]
+            v = values[s, kv]
+            sink_k = sink_keys[s, kv]
+            sink_v = sink_values[s, kv]
+            key_factors[:lead] = sink_key_scales[s, kv, :lead]
+            key_factors[lead:far_lead] = key_scales[s, kv, near]
+            key_factors[far_lead:end_item] = key_scales[s, kv, : far_spans * 64]
+            value_factors[:lead] = sink_value_scales[s, kv, :lead]
+            value_factors[lead:far_lead] = value_scales[s, kv, near]
+            value_factors[far_lead:end_item] = value_scales[s, kv, : far_spans * 64]
             for member in range(group):
                 head = kv * group + member
-                mine = member * capacity
-                logits = dots[mine : mine + capacity]
-                if lead > 0:
-                    bias = np.int32(128) * _sum(sink_query[row, head])
-                    scale_dots(logits, 0, bias, sink_query_scale[row, head], sink_ks, 0, lead >> 4)
-                bias = np.int32(128) * _sum(query[row, head])
-                scale = query_scale[row, head]
-                scale_dots(logits, lead, bias, scale, ks, first_slot * 16, before_wrap)
-                scale_dots(logits, far_lead, bias, scale, ks, 0, far_tiles)
-                logits[seen_sinks:begin] = UNSEEN
-                logits[end : lead + tiles * 16] = UNSEEN
-                all_tiles = (lead >> 4) + tiles
-                top = float_of_key(greatest_key(logits, 0, all_tiles))
-                total = exponentiate(logits, 0, all_tiles, top, TOTAL_ONE)
-                share = ((WEIGHT_ONE * TOTAL_ONE) / np.float32(total)) / value_max
-                weigh(logits, 0, sink_vs, 0, lead >> 4, share, high, low)
-                weigh(logits, lead, vs, first_slot * 16, before_wrap, share, high, low)
-                weigh(logits, far_lead, vs, 0, far_tiles, share, high, low)
-
-                sums[:] = 0
-                _add_values(sv, 0, head_dim, high, low, 0, lead >> 4, sums)
-                _add_values(
-                    v, first_slot * tile_bytes, head_dim, high, low, lead, before_wrap, sums
-                )
-                _add_values(v, 0, head_dim, high, low, far_lead, far_tiles, sums)
-                back = value_max / WEIGHT_ONE
-                for d in range(head_dim):
-                    out[row, head * head_dim + d] = np.float32(sums[d]) * back
+                at = (row * heads + head) * head_dim
+                tile_dots(
+                    sink_k, 0, flat_sink_query, at, row_items, head_dim >> 6, flat_dots, 0, items,
+                    sink_spans * 4,
+                )  # fmt: skip
+                tile_dots(
+                    k, near_at, flat_query, at, row_items, head_dim >> 6, flat_dots, lead, items,
+                    near_spans * 4,
+                )  # fmt: skip
+                tile_dots(
+                    k, 0, flat_query, at, row_items, head_dim >> 6, flat_dots, far_lead, items,
+                    far_spans * 4,
+                )  # fmt: skip
+                for r in range(together):
+                    p = row_position[row + r]
+                    first = max(0, p - window + 1)
+                    seen_sinks = min(sinks, first)
+                    sink_tiles = (seen_sinks + 15) >> 4
+                    begin_tile = (first >> 4) - first_span * 4  # of those after the sinks
+                    tiles = (p >> 4) - (first >> 4) + 1
+                    from_item = lead + begin_tile * 16
+                    begin = first & 15
+                    end = p - (first >> 4 << 4) + 1
+                    if member == 0:
+                        greatest = max(
+                            greatest_positive(value_factors, 0, sink_tiles, 0, seen_sinks),
+                            greatest_positive(value_factors, from_item, tiles, begin, end),
+                        )
+                        value_max[r] = bits_to_float(greatest)
+                    mine = r * items
+                    place = at + r * row_items
+                    key = scale_dots(
+                        flat_dots, mine, np.int32(128) * sum_codes(flat_sink_query, place, quads),
+                        sink_query_scale[row + r, head], key_factors, 0, sink_tiles, 0, seen_sinks,
+                    )  # fmt: skip
+                    key = max(
+                        key,
+                        scale_dots(
+                            flat_dots, mine + from_item,
+                            np.int32(128) * sum_codes(flat_query, place, quads),
+                            query_scale[row + r, head], key_factors, from_item, tiles, begin, end,
+                        ),
+                    )  # fmt: skip
+                    top = float_of_key(key)
+                    total = exponentiate(flat_dots, mine, sink_tiles, top, TOTAL_ONE)
+                    total += exponentiate(flat_dots, mine + from_item, tiles, top, TOTAL_ONE)
+                    share = ((WEIGHT_ONE * TOTAL_ONE) / np.float32(total)) / value_max[r]
+                    weigh(flat_dots, mine, value_factors, 0, sink_tiles, share, high, low, mine)
+                    weigh(
+                        flat_dots, mine + from_item, value_factors, from_item, tiles, share, high,
+                        low, mine + from_item,
+                    )  # fmt: skip
+                    # Whole spans are multiplied: what the row does not see weighs nothing.
+                    for a, b in (
+                        (mine + sink_tiles * 16, mine + from_item),
+                        (mine + from_item + tiles * 16, mine + end_item),
+                    ):
+                        high[a:b] = 0
+                        low[a:b] = 0
+                for d in range(0, head_dim, 32):
+                    zero_sums()
+                    row_bytes = head_dim * 4
+                    add_value_tiles(sink_v, d * 4, row_bytes, high, low, 0, items, sink_spans)
+                    add_value_tiles(
+                        v, near_at + d * 4, row_bytes, high, low, lead, items, near_spans
+                    )
+                    add_value_tiles(v, d * 4, row_bytes, high, low, far_lead, items, far_spans)
+                    store_sums(sums)
+                    for r in range(together):
+                        back = value_max[r] / WEIGHT_ONE
+                        place = at + r * row_items + d
+                        for half in range(2):
+                            source = half * 256 + r * 16
+                            for j in range(16):
+                                whole = (sums[source + j] << 8) + sums[source + 512 + j]
+                                flat_out[place + half * 16 + j] = np.float32(whole) * back
+        row += together
+    release_tiles()

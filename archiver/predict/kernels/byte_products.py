@@ -14,6 +14,13 @@ import numpy as np
 from numba import njit
 
 from archiver.predict.kernels.elementary import KERNEL_OPTIONS
+from archiver.predict.kernels.tiles import (
+    float_sums,
+    multiply_16,
+    multiply_32,
+    release_tiles,
+    use_tiles,
+)
 from archiver.predict.kernels.vectors import (
     multiply_1,
     multiply_2,
@@ -21,6 +28,7 @@ from archiver.predict.kernels.vectors import (
     multiply_4,
     multiply_5,
     multiply_6,
+    sum_codes,
 )
 
 OUTPUTS_STEP = 64  # outputs of one step: four tiles, so weights are padded to a multiple
@@ -50,6 +58,19 @@ def _correct(sums, bias, product):
 
 
 @njit(**KERNEL_OPTIONS)
+def _biases(codes, rows, inputs):
+    """128 times the sum of each row of codes, int32 [rows]."""
+    bias = np.zeros(rows, np.int32)
+    whole = inputs >> 4 << 4
+    for row in range(rows):
+        total = sum_codes(codes, row * inputs, whole >> 2)
+        for i in range(row * inputs + whole, (row + 1) * inputs):
+            total += np.int32(codes[i])
+        bias[row] = total * np.int32(128)
+    return bias
+
+
+@njit(**KERNEL_OPTIONS)
 def multiply(packed, codes, product):
     """product[r, o] = float32(sum over i of codes[r, i] * weights[o, i]).
 
@@ -62,12 +83,7 @@ def multiply(packed, codes, product):
     flat = codes.reshape(-1)
     sums = np.empty((rows, OUTPUTS_STEP), np.int32)
     flat_sums = sums.reshape(-1)
-    bias = np.empty(rows, np.int32)
-    for row in range(rows):
-        total = np.int32(0)
-        for i in range(inputs):
-            total += np.int32(codes[row, i])
-        bias[row] = total * np.int32(128)
+    bias = _biases(flat, rows, inputs)
     for first in range(0, outputs, OUTPUTS_STEP):
         at = first * inputs
         row = 0
@@ -92,3 +108,42 @@ def multiply(packed, codes, product):
         last = min(first + OUTPUTS_STEP, outputs)
         for row in range(rows):
             _correct(sums[row], bias[row], product[row, first:last])
+
+
+@njit(**KERNEL_OPTIONS)
+def multiply_by_tiles(packed, codes, product, shapes):
+    """`multiply` by the processor's tile registers, for inputs a multiple of 64.
+
+    Args: shapes: `tiles.PANEL_SHAPES`.
+    """
+    rows, inputs = codes.shape
+    outputs = product.shape[1]
+    flat = codes.reshape(-1)
+    flat_product = product.reshape(-1)
+    sums = np.empty(32 * 32, np.int32)
+    bias = _biases(flat, rows, inputs)
+    whole = rows >> 5 << 5
+    for part in range(2):  # panels of 32 rows, then what is left
+        begin = 0 if part == 0 else whole
+        end = whole if part == 0 else rows
+        if begin == end:
+            continue
+        panel = min(32, end - begin)
+        use_tiles(shapes[panel])
+        for first in range(0, outputs, 32):
+            at = first * inputs
+            for row in range(begin, end, 32):
+                if panel > 16:
+                    multiply_32(packed, at, flat, row * inputs, inputs, sums)
+                else:
+                    multiply_16(packed, at, flat, row * inputs, inputs, sums)
+                if outputs - first >= 32:
+                    for r in range(panel):
+                        place = (row + r) * outputs + first
+                        float_sums(sums, r * 32, bias[row + r], flat_product, place, 2)
+                else:
+                    for r in range(panel):
+                        for j in range(outputs - first):
+                            value = sums[r * 32 + j] - bias[row + r]
+                            product[row + r, first + j] = np.float32(value)
+    release_tiles()

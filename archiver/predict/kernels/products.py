@@ -4,6 +4,7 @@ A backend is trusted for what it computes, not for its name: `choose_backend` mu
 worst-case operands and compares with int64 arithmetic. (oneDNN's int8 product adds pairs of
 products in saturating int16 on x86 processors without VNNI.)
 
+    amx      own kernel over the processor's tile registers
     vnni     own kernel over the processor's byte dot products; AVX-512 VNNI
     onednn   torch's quantized linear with prepacked weights: int8 x int8, one rounding to float32
     int_mm   torch._int_mm, int32 results converted to float32
@@ -25,6 +26,7 @@ import torch
 from archiver.errors import ExactnessError, UsageError
 from archiver.predict.kernels import byte_products
 from archiver.predict.kernels.memory import large_pages
+from archiver.predict.kernels.tiles import PANEL_SHAPES, TILE_BYTES, has_tile_registers
 from archiver.predict.kernels.vectors import has_byte_dot_product
 from archiver.types import Float32Array, Int8Array
 
@@ -37,6 +39,7 @@ class Product(ABC):
     """The product of int8 rows with one fixed int8 weight matrix."""
 
     name: ClassVar[str]
+    tiled: ClassVar[bool] = False  # runs in the processor's tile registers
 
     @abstractmethod
     def __init__(self, weights: Int8Array) -> None:
@@ -65,6 +68,21 @@ class VnniProduct(Product):
     def __call__(self, codes: Int8Array) -> Float32Array:
         product = np.empty((len(codes), self._outputs), np.float32)
         byte_products.multiply(self._packed, codes, product)
+        return product
+
+
+class AmxProduct(VnniProduct):
+    name = "amx"
+    tiled = True
+
+    def __init__(self, weights: Int8Array) -> None:
+        if not has_tile_registers() or weights.shape[1] % TILE_BYTES:
+            raise NotImplementedError("no tile registers, or not for this size")
+        super().__init__(weights)
+
+    def __call__(self, codes: Int8Array) -> Float32Array:
+        product = np.empty((len(codes), self._outputs), np.float32)
+        byte_products.multiply_by_tiles(self._packed, codes, product, PANEL_SHAPES)
         return product
 
 
@@ -128,7 +146,8 @@ class Float32Product(Product):
 
 
 BACKENDS: dict[str, type[Product]] = {
-    backend.name: backend for backend in (VnniProduct, OneDnnProduct, IntMmProduct, Float32Product)
+    backend.name: backend
+    for backend in (AmxProduct, VnniProduct, OneDnnProduct, IntMmProduct, Float32Product)
 }
 """By preference, the fastest first."""
 

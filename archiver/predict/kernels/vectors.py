@@ -31,6 +31,7 @@ from archiver.predict.kernels.elementary import (
 
 LANES = 16
 _I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+UNSEEN = -(2.0**100)  # a logit whose weight is exactly 0
 _BYTES = ir.VectorType(_I8, LANES)
 _INTS = ir.VectorType(_I32, LANES)
 _FLOATS = ir.VectorType(_F32, LANES)
@@ -49,7 +50,7 @@ def has_byte_dot_product() -> bool:
     return bool(llvm.get_host_cpu_features().get("avx512vnni"))
 
 
-class _Lanes:
+class LaneBuilder:
     """A builder of operations on 16 lanes."""
 
     def __init__(self, context: Any, builder: Any) -> None:
@@ -83,11 +84,23 @@ class _Lanes:
         self.builder.store(value, place)
         return place
 
-    def reduce(self, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
-        result = self.builder.extract_element(vector, _I32(0))
-        for lane in range(1, LANES):
-            result = combine(result, self.builder.extract_element(vector, _I32(lane)))
-        return result
+    def reduce(self, vector: Any, operation: str) -> Any:
+        """All lanes of an integer vector joined by `operation`: add or smax."""
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(_I32, [_INTS]),
+            f"llvm.vector.reduce.{operation}.v16i32",
+        )
+        return self.builder.call(function, [vector])
+
+    def inside(self, tile: Any, begin: Any, end: Any) -> Any:
+        """Which lanes of a tile hold items `begin` to `end - 1`."""
+        b = self.builder
+        lanes = ir.Constant(_INTS, list(range(LANES)))
+        first = b.trunc(b.mul(tile, _I64(LANES)), _I32)
+        number = b.add(lanes, self.splat(first, _INTS))
+        low, high = (self.splat(b.trunc(x, _I32), _INTS) for x in (begin, end))
+        return b.and_(b.icmp_signed(">=", number, low), b.icmp_signed("<", number, high))
 
     def greater(self, a: Any, b: Any) -> Any:
         return self.builder.select(self.builder.icmp_signed(">", a, b), a, b)
@@ -134,62 +147,94 @@ class _Lanes:
         return acc
 
 
-def _codegen(body: Callable[..., Any]) -> Any:
-    """Code generation that hands `body` the lane builder, the argument types and values."""
+def codegen(builder: type[LaneBuilder], body: Callable[..., Any]) -> Any:
+    """Code generation that hands `body` the builder, the argument types and values."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        result = body(_Lanes(context, builder), signature.args, *args)
+    def generate(context: Any, llvm_builder: Any, signature: Any, args: Any) -> Any:
+        result = body(builder(context, llvm_builder), signature.args, *args)
         return context.get_dummy_value() if result is None else result
 
-    return codegen
+    return generate
 
 
-def _dot_keys(members: int, native: bool) -> Any:
+def _codegen(body: Callable[..., Any]) -> Any:
+    return codegen(LaneBuilder, body)
+
+
+def _dot_keys(rows: int, members: int, step: int, native: bool) -> Any:
+    """Dot products of `rows` * `members` queries with `step` tiles of keys at a time."""
+
     def body(
-        v: _Lanes,
+        v: LaneBuilder,
         kinds: Any,
         keys: Any,
         key_at: Any,
         query: Any,
         query_at: Any,
+        row_items: Any,
         quads: Any,
         out: Any,
         out_at: Any,
-        out_stride: Any,
+        row_stride: Any,
+        stride: Any,
         tiles: Any,
     ) -> None:
         b = v.builder
         key_rows = v.pointer(kinds[0], keys, key_at, _INTS)
-        query_rows = v.pointer(kinds[2], query, query_at, _I32)
-        targets = [
-            v.pointer(kinds[5], out, b.add(out_at, b.mul(out_stride, _I64(member))), _INTS)
-            for member in range(members)
-        ]
-        sums = [v.cell(_INTS, v.ints(0)) for _ in range(members)]
-        with cgutils.for_range(b, tiles) as tile:
-            for total in sums:
-                b.store(v.ints(0), total)
-            row = b.gep(key_rows, [b.mul(tile.index, quads)])
+        queries, targets = [], []
+        for row in range(rows):
+            for member in range(members):
+                place = b.add(query_at, b.mul(row_items, _I64(row)))
+                place = b.add(place, b.mul(quads, _I64(4 * member)))
+                queries.append(v.pointer(kinds[2], query, place, _I32))
+                place = b.add(out_at, b.mul(row_stride, _I64(row)))
+                place = b.add(place, b.mul(stride, _I64(member)))
+                targets.append(v.pointer(kinds[6], out, place, _INTS))
+        sums = [[v.cell(_INTS, v.ints(0)) for _ in range(step)] for _ in queries]
+        with cgutils.for_range(b, b.sdiv(tiles, _I64(step))) as group:
+            first = b.mul(group.index, _I64(step))
+            for cells in sums:
+                for cell in cells:
+                    b.store(v.ints(0), cell)
+            places = [
+                b.gep(key_rows, [b.mul(b.add(first, _I64(tile)), quads)]) for tile in range(step)
+            ]
             with cgutils.for_range(b, quads) as loop:
-                key = v.load(row, loop.index)
-                for member, total in enumerate(sums):
-                    place = b.add(b.mul(quads, _I64(member)), loop.index)
-                    quad = v.splat(v.load(query_rows, place), _INTS)
-                    b.store(v.add_quad_products(b.load(total), key, quad, native), total)
-            for target, total in zip(targets, sums, strict=True):
-                v.store(b.load(total), target, tile.index)
+                tile_keys = [v.load(place, loop.index) for place in places]
+                for pointer, cells in zip(queries, sums, strict=True):
+                    quad = v.splat(v.load(pointer, loop.index), _INTS)
+                    for key, cell in zip(tile_keys, cells, strict=True):
+                        b.store(v.add_quad_products(b.load(cell), key, quad, native), cell)
+            for target, cells in zip(targets, sums, strict=True):
+                for tile, cell in enumerate(cells):
+                    v.store(b.load(cell), target, b.add(first, _I64(tile)))
 
     @intrinsic
-    def dot_keys(typingctx, keys, key_at, query, query_at, quads, out, out_at, out_stride, tiles):
+    def dot_keys(
+        typingctx,
+        keys,
+        key_at,
+        query,
+        query_at,
+        row_items,
+        quads,
+        out,
+        out_at,
+        row_stride,
+        stride,
+        tiles,
+    ):
         i = types.int64
-        return types.void(keys, i, query, i, i, out, i, i, i), _codegen(body)
+        return types.void(keys, i, query, i, i, i, out, i, i, i, i), _codegen(body)
 
     return dot_keys
 
 
-def _dot_values(groups: int, native: bool) -> Any:
+def _dot_values(members: int, groups: int, native: bool) -> Any:
+    """Values weighed for `members` queries, 16 * `groups` dimensions at a time."""
+
     def body(
-        v: _Lanes,
+        v: LaneBuilder,
         kinds: Any,
         values: Any,
         value_at: Any,
@@ -197,37 +242,53 @@ def _dot_values(groups: int, native: bool) -> Any:
         high: Any,
         low: Any,
         weight_at: Any,
+        weight_stride: Any,
         quads: Any,
         out: Any,
         out_at: Any,
+        out_stride: Any,
     ) -> None:
         b = v.builder
         rows = v.pointer(kinds[0], values, value_at, _I8)
-        parts = [
-            v.pointer(kinds[3], high, weight_at, _I32),
-            v.pointer(kinds[4], low, weight_at, _I32),
-        ]
-        target = v.pointer(kinds[7], out, out_at, _INTS)
-        sums = [[v.cell(_INTS, v.ints(0)) for _ in range(groups)] for _ in parts]
+        parts, sums = [], []
+        for member in range(members):
+            place = b.add(weight_at, b.mul(weight_stride, _I64(member)))
+            for kind, part in ((kinds[3], high), (kinds[4], low)):
+                parts.append(v.pointer(kind, part, place, _I32))
+                sums.append([v.cell(_INTS, v.ints(0)) for _ in range(groups)])
         with cgutils.for_range(b, quads) as loop:
             row = b.gep(rows, [b.mul(loop.index, row_bytes)])
             row = b.bitcast(row, _INTS.as_pointer())
-            weights = [v.splat(v.load(part, loop.index), _INTS) for part in parts]
-            for group in range(groups):
-                value = v.load(row, _I64(group))
-                for weight, cells in zip(weights, sums, strict=True):
-                    cell = cells[group]
+            tile_values = [v.load(row, _I64(group)) for group in range(groups)]
+            for part, cells in zip(parts, sums, strict=True):
+                weight = v.splat(v.load(part, loop.index), _INTS)
+                for value, cell in zip(tile_values, cells, strict=True):
                     b.store(v.add_quad_products(b.load(cell), weight, value, native), cell)
-        for group in range(groups):
-            total = b.add(b.shl(b.load(sums[0][group]), v.ints(8)), b.load(sums[1][group]))
-            v.store(b.add(v.load(target, _I64(group)), total), target, _I64(group))
+        for member in range(members):
+            place = b.add(out_at, b.mul(out_stride, _I64(member)))
+            target = v.pointer(kinds[8], out, place, _INTS)
+            for group in range(groups):
+                upper, lower = (b.load(sums[2 * member + part][group]) for part in range(2))
+                total = b.add(b.shl(upper, v.ints(8)), lower)
+                v.store(b.add(v.load(target, _I64(group)), total), target, _I64(group))
 
     @intrinsic
     def dot_values(
-        typingctx, values, value_at, row_bytes, high, low, weight_at, quads, out, out_at
+        typingctx,
+        values,
+        value_at,
+        row_bytes,
+        high,
+        low,
+        weight_at,
+        weight_stride,
+        quads,
+        out,
+        out_at,
+        out_stride,
     ):
         i = types.int64
-        return types.void(values, i, i, high, low, i, i, out, i), _codegen(body)
+        return types.void(values, i, i, high, low, i, i, i, out, i, i), _codegen(body)
 
     return dot_values
 
@@ -236,7 +297,7 @@ def _multiply_tiles(rows: int, tiles: int, native: bool) -> Any:
     """Products of `rows` vectors of codes with `tiles` tiles of 16 weight rows, in registers."""
 
     def body(
-        v: _Lanes,
+        v: LaneBuilder,
         kinds: Any,
         weights: Any,
         weight_at: Any,
@@ -296,33 +357,44 @@ of weights[weight_at + 64 (quads t + quad) + 4 lane + j] * codes[code_at + 4 qua
 |sum| <= 255 * 127 * 4 quads < 2^31 for 4 quads <= 66,311.
 """
 
-dot_keys_1, dot_keys_2, dot_keys_3, dot_keys_4 = (_dot_keys(n, _NATIVE) for n in range(1, 5))
-"""dot_keys_N(keys u8[], key_at, query i8[], query_at, quads, out i32[], out_at, out_stride,
-tiles).
+dot_keys_1, dot_keys_2, dot_keys_3 = (_dot_keys(1, n, 1, _NATIVE) for n in range(1, 4))
+dot_keys_1_wide, dot_keys_2_wide, dot_keys_3_wide = (
+    _dot_keys(1, n, 4, _NATIVE) for n in range(1, 4)
+)
+dot_keys_1_rows, dot_keys_2_rows, dot_keys_3_rows = (
+    _dot_keys(4, n, 2, _NATIVE) for n in range(1, 4)
+)
+"""dot_keys_N(keys u8[], key_at, query i8[], query_at, row_items, quads, out i32[], out_at,
+row_stride, stride, tiles): N members of one row; `_wide` for tiles in fours; `_rows` for four rows
+and tiles in twos.
 
-For member m < N, tile t and 16 lanes: out[out_at + m out_stride + 16 t + lane] = sum over quad, j
-of keys[key_at + 64 (quads t + quad) + 4 lane + j] * query[query_at + 4 quads m + 4 quad + j].
-|sum| <= 255 * 128 * 4 quads < 2^31 for quads <= 16,384.
+For row r, member m < N, tile t and 16 lanes: out[out_at + r row_stride + m stride + 16 t + lane] =
+sum over quad, j of keys[key_at + 64 (quads t + quad) + 4 lane + j] *
+query[query_at + r row_items + 4 quads m + 4 quad + j]. |sum| <= 255 * 128 * 4 quads < 2^31 for
+quads <= 16,384.
 """
 
-dot_values_64, dot_values_16 = _dot_values(4, _NATIVE), _dot_values(1, _NATIVE)
-"""dot_values_N(values i8[], value_at, row_bytes, high u8[], low u8[], weight_at, quads, out,
-out_at).
+dot_values_1, dot_values_2, dot_values_3 = (_dot_values(n, 4, _NATIVE) for n in range(1, 4))
+dot_values_16 = _dot_values(1, 1, _NATIVE)
+"""dot_values_N(values i8[], value_at, row_bytes, high u8[], low u8[], weight_at, weight_stride,
+quads, out i32[], out_at, out_stride): N members, 64 dimensions; `dot_values_16`: one member, 16.
 
-For i < N: out[out_at + i] += sum over quad, j of (256 high + low)[weight_at + 4 quad + j] *
-values[value_at + row_bytes quad + 4 i + j]. The caller bounds the weights' total.
+For member m and dimension i: out[out_at + m out_stride + i] += sum over quad, j of
+(256 high + low)[weight_at + m weight_stride + 4 quad + j] * values[value_at + row_bytes quad + 4 i
++ j]. The caller bounds the weights' total.
 """
 
-dot_keys_portable, dot_values_portable = _dot_keys(1, False), _dot_values(4, False)
-"""`dot_keys_1` and `dot_values_64` without the processor's dot-product instruction."""
+dot_keys_portable, dot_values_portable = _dot_keys(1, 1, 1, False), _dot_values(1, 4, False)
+"""`dot_keys_1` and `dot_values_1` without the processor's dot-product instruction."""
 
 
 @intrinsic
-def scale_dots(typingctx, dots, dots_at, bias, scale, scales, scales_at, tiles):
-    """dots[i] - bias, times scale * scales[i], replaces dots[i] as a binary32 with its bits."""
+def scale_dots(typingctx, dots, dots_at, bias, scale, scales, scales_at, tiles, begin, end):
+    """(dots[i] - bias) * (scale * scales[i]) replaces dots[i] as a binary32 with its bits, UNSEEN
+    outside begin <= i < end; returns the greatest order key (see `elementary.order_key`)."""
 
     def body(
-        v: _Lanes,
+        v: LaneBuilder,
         kinds: Any,
         dots: Any,
         dots_at: Any,
@@ -331,40 +403,69 @@ def scale_dots(typingctx, dots, dots_at, bias, scale, scales, scales_at, tiles):
         scales: Any,
         scales_at: Any,
         tiles: Any,
-    ) -> None:
+        begin: Any,
+        end: Any,
+    ) -> Any:
         b = v.builder
         source = v.pointer(kinds[0], dots, dots_at, _INTS)
         factors = v.pointer(kinds[4], scales, scales_at, _FLOATS)
         all_bias, all_scale = v.splat(bias, _INTS), v.splat(scale, _FLOATS)
+        best = v.cell(_INTS, v.ints(-(2**31)))
         with cgutils.for_range(b, tiles) as loop:
             value = b.sitofp(b.sub(v.load(source, loop.index), all_bias), _FLOATS)
             logit = b.fmul(value, b.fmul(all_scale, v.load(factors, loop.index)))
+            logit = b.select(v.inside(loop.index, begin, end), logit, v.floats(UNSEEN))
             v.store(b.bitcast(logit, _INTS), source, loop.index)
+            b.store(v.greater(b.load(best), v.order_keys(logit)), best)
+        return v.reduce(b.load(best), "smax")
 
     i = types.int64
-    return types.void(dots, i, types.int32, types.float32, scales, i, i), _codegen(body)
+    signature = types.int32(dots, i, types.int32, types.float32, scales, i, i, i, i)
+    return signature, _codegen(body)
 
 
 @intrinsic
-def greatest_key(typingctx, logits, at, tiles):
-    """The greatest order key (see `elementary.order_key`) of 16 * tiles binary32 bit patterns."""
+def greatest_positive(typingctx, x, at, tiles, begin, end):
+    """The bits of the greatest of some positive binary32, x[at + i] for begin <= i < end; 0 where
+    there are none. Positive floats order as their bits do."""
 
-    def body(v: _Lanes, kinds: Any, logits: Any, at: Any, tiles: Any) -> Any:
+    def body(v: LaneBuilder, kinds: Any, x: Any, at: Any, tiles: Any, begin: Any, end: Any) -> Any:
         b = v.builder
-        source = v.pointer(kinds[0], logits, at, _FLOATS)
-        best = v.cell(_INTS, v.ints(-(2**31)))
+        source = v.pointer(kinds[0], x, at, _INTS)
+        best = v.cell(_INTS, v.ints(0))
         with cgutils.for_range(b, tiles) as loop:
-            b.store(v.greater(b.load(best), v.order_keys(v.load(source, loop.index))), best)
-        return v.reduce(b.load(best), v.greater)
+            inside = v.inside(loop.index, begin, end)
+            bits = b.select(inside, v.load(source, loop.index), v.ints(0))
+            b.store(v.greater(b.load(best), bits), best)
+        return v.reduce(b.load(best), "smax")
 
-    return types.int32(logits, types.int64, types.int64), _codegen(body)
+    i = types.int64
+    return types.int32(x, i, i, i, i), _codegen(body)
+
+
+@intrinsic
+def sum_codes(typingctx, codes, at, quads):
+    """The int32 sum of 4 * quads int8 codes, quads a multiple of 4."""
+
+    def body(v: LaneBuilder, kinds: Any, codes: Any, at: Any, quads: Any) -> Any:
+        b = v.builder
+        source = v.pointer(kinds[0], codes, at, _BYTES)
+        total = v.cell(_INTS, v.ints(0))
+        with cgutils.for_range(b, b.sdiv(quads, _I64(4))) as loop:
+            b.store(b.add(b.load(total), b.sext(v.load(source, loop.index), _INTS)), total)
+        return v.reduce(b.load(total), "add")
+
+    i = types.int64
+    return types.int32(codes, i, i), _codegen(body)
 
 
 @intrinsic
 def exponentiate(typingctx, logits, at, tiles, top, one):
     """logits[i] becomes e = 2^(logits[i] - top); returns the int32 sum of round(e * one)."""
 
-    def body(v: _Lanes, kinds: Any, logits: Any, at: Any, tiles: Any, top: Any, one: Any) -> Any:
+    def body(
+        v: LaneBuilder, kinds: Any, logits: Any, at: Any, tiles: Any, top: Any, one: Any
+    ) -> Any:
         b = v.builder
         source = v.pointer(kinds[0], logits, at, _FLOATS)
         all_top, all_one = v.splat(top, _FLOATS), v.splat(one, _FLOATS)
@@ -374,18 +475,18 @@ def exponentiate(typingctx, logits, at, tiles, top, one):
             v.store(e, source, loop.index)
             part = b.fptosi(v.round(b.fmul(e, all_one)), _INTS)
             b.store(b.add(b.load(total), part), total)
-        return v.reduce(b.load(total), b.add)
+        return v.reduce(b.load(total), "add")
 
     f, i = types.float32, types.int64
     return types.int32(logits, i, i, f, f), _codegen(body)
 
 
 @intrinsic
-def weigh(typingctx, exponentials, at, scales, scales_at, tiles, share, high, low):
-    """round(exponentials[i] * (scales[i] * share)), its two bytes in high[i] and low[i]."""
+def weigh(typingctx, exponentials, at, scales, scales_at, tiles, share, high, low, weights_at):
+    """round(exponentials[i] * (scales[i] * share)), its two bytes in `high` and `low`."""
 
     def body(
-        v: _Lanes,
+        v: LaneBuilder,
         kinds: Any,
         exponentials: Any,
         at: Any,
@@ -395,12 +496,13 @@ def weigh(typingctx, exponentials, at, scales, scales_at, tiles, share, high, lo
         share: Any,
         high: Any,
         low: Any,
+        weights_at: Any,
     ) -> None:
         b = v.builder
         source = v.pointer(kinds[0], exponentials, at, _FLOATS)
         factors = v.pointer(kinds[2], scales, scales_at, _FLOATS)
-        high_bytes = v.pointer(kinds[6], high, at, _BYTES)
-        low_bytes = v.pointer(kinds[7], low, at, _BYTES)
+        high_bytes = v.pointer(kinds[6], high, weights_at, _BYTES)
+        low_bytes = v.pointer(kinds[7], low, weights_at, _BYTES)
         all_share = v.splat(share, _FLOATS)
         with cgutils.for_range(b, tiles) as loop:
             factor = b.fmul(v.load(factors, loop.index), all_share)
@@ -409,14 +511,31 @@ def weigh(typingctx, exponentials, at, scales, scales_at, tiles, share, high, lo
             v.store(b.trunc(weight, _BYTES), low_bytes, loop.index)
 
     f, i = types.float32, types.int64
-    return types.void(exponentials, i, scales, i, i, f, high, low), _codegen(body)
+    return types.void(exponentials, i, scales, i, i, f, high, low, i), _codegen(body)
+
+
+@intrinsic
+def fetch_lines(typingctx, array, at, lines):
+    """The processor begins to bring `lines` cache lines of a byte array, from item `at` on, into
+    its second-level cache. Addresses outside the array do no harm."""
+
+    def body(v: LaneBuilder, kinds: Any, array: Any, at: Any, lines: Any) -> None:
+        b = v.builder
+        place = v.pointer(kinds[0], array, at, _I8)
+        signature = ir.FunctionType(ir.VoidType(), [place.type, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(b.module, signature, "llvm.prefetch.p0")
+        with cgutils.for_range(b, lines) as loop:
+            line = b.gep(place, [b.mul(loop.index, _I64(64))])
+            b.call(function, [line, _I32(0), _I32(2), _I32(1)])  # to read, second level, data
+
+    return types.void(array, types.int64, types.int64), _codegen(body)
 
 
 @intrinsic
 def transform_tiles(typingctx, x, tiles):
     """Every 16 binary32 of x become their Walsh-Hadamard transform, steps 1, 2, 4 and 8."""
 
-    def body(v: _Lanes, kinds: Any, x: Any, tiles: Any) -> None:
+    def body(v: LaneBuilder, kinds: Any, x: Any, tiles: Any) -> None:
         b = v.builder
         place = v.pointer(kinds[0], x, _I64(0), _FLOATS)
         undefined = ir.Constant(_FLOATS, ir.Undefined)
