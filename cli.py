@@ -35,6 +35,7 @@ from archiver.commands.arguments import (
 )
 from archiver.commands.console import Reporter
 from archiver.commands.models import model as model_commands
+from archiver.commands.training import train
 from archiver.errors import ArchiverError, DamagedArchiveError, UsageError
 from archiver.levels import DEFAULT_LEVEL
 from archiver.options import (
@@ -69,6 +70,7 @@ def commands() -> None:
 
 
 commands.add_command(model_commands)
+commands.add_command(train)
 
 
 @commands.command()

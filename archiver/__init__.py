@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from archiver.api import compress, decompress, info, open, verify
+    from archiver.api import compress, decompress, info, open, train, verify
     from archiver.container import Damage
     from archiver.errors import ArchiverError
     from archiver.options import CompressOptions
@@ -29,6 +29,7 @@ __all__ = [
     "decompress",
     "info",
     "open",
+    "train",
     "verify",
 ]
 

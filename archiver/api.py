@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast, overload
 
 import xxhash
 
@@ -22,16 +23,23 @@ from archiver.container import (
     Header,
     IndexedArchive,
 )
+from archiver.container.reader import read_up_to
 from archiver.container.recovery import contents_differ
 from archiver.container.writer import ByteSink
 from archiver.contents import ContentFile
 from archiver.errors import DamagedArchiveError, UsageError
 from archiver.files import SourceLike, TargetLike, open_source, open_target, seekable
 from archiver.frames import FrameDecoder, FrameEncoder, ModelProgress, Progress, cut_frames
-from archiver.options import CompressOptions, check_threads
+from archiver.options import DEFAULT_MODEL, DEFAULT_TRAINING_S, CompressOptions, check_threads
 from archiver.summaries import ArchiveInfo, ArchiveSummary, DecodeSummary, describe
 
+if TYPE_CHECKING:
+    from archiver.steering.train import TrainingState
+
 PathLike: TypeAlias = str | os.PathLike[str]
+
+
+LARGEST_TEXT_BYTES = 1 << 28  # of each text that steering vectors are trained on
 
 
 class _Nowhere:
@@ -298,6 +306,64 @@ def _salvage(
         frame_count=frame_count,
         damages=tuple(damages),
     )
+
+
+# --- train ----------------------------------------------------------------------------------
+
+
+def train(
+    sources: Sequence[SourceLike],
+    target: TargetLike,
+    *,
+    model: str = DEFAULT_MODEL,
+    vectors: int = 8,
+    time_limit_s: float = DEFAULT_TRAINING_S,
+    seed: int = 0,
+    checkpoint: PathLike | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    report: Callable[[TrainingState], None] | None = None,
+    model_progress: ModelProgress | None = None,
+) -> TrainingState:
+    """Make a steering file for texts like these, for `CompressOptions.steering`.
+
+    Args:
+        sources: the texts, each as `compress` takes it; read into memory.
+        target: a path or a binary stream.
+        vectors: how many; seed: of every random choice.
+        time_limit_s: how long to train, resumed runs included.
+        checkpoint: where to keep the state; a training that was interrupted goes on from there.
+        report: told of the state after every step.
+
+    Returns:
+        What the training came to.
+
+    Raises:
+        UsageError: the texts are too short, or the checkpoint is of another training.
+        InputError, OutputError, ModelError: see `archiver.errors`.
+    """
+    from archiver.predict import registry
+    from archiver.steering.fit import FileSettings, steering_file
+    from archiver.steering.texts import TextReader
+
+    check_threads(threads)
+    package = registry.resolve(model, progress=model_progress)
+    reader = TextReader(package)
+    texts = []
+    for source in sources:
+        with open_source(source) as opened:
+            texts.append(reader.ranks(read_up_to(opened.stream, LARGEST_TEXT_BYTES)))
+    with open_target(target, overwrite=overwrite, source=None) as writing:
+        settings = FileSettings(
+            vectors=vectors,
+            seed=seed,
+            limit_s=time_limit_s,
+            checkpoint=_path(checkpoint),
+            threads=threads,
+        )
+        file, state = steering_file(package, texts, settings, report)
+        writing.write(file.encode())
+    return state
 
 
 # --- look inside ----------------------------------------------------------------------------

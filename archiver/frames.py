@@ -16,10 +16,16 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 import zstandard
 
 from archiver.container import EncodedFrame, FrameCoding, Header
+from archiver.container.layout import encode_header
 from archiver.container.reader import read_up_to
-from archiver.errors import DamagedArchiveError, FrameDamagedError, LimitExceededError
+from archiver.errors import (
+    DamagedArchiveError,
+    FrameDamagedError,
+    LimitExceededError,
+    UsageError,
+)
 from archiver.levels import DEFAULT_LEVEL, LEVELS, Chunking
-from archiver.options import CompressOptions
+from archiver.options import CompressOptions, SteeringMode
 
 if TYPE_CHECKING:
     from archiver.codec import FrameCodec
@@ -72,9 +78,29 @@ def codec_for_writing(
     predictor, mixer = codec.settings_for(package, options)
     header = Header(predictor=predictor, mixer=mixer)
     plain = _opened(header, package, options.threads, options.chunking)
-    section, prompt = choose(options, package, plain, sample)
+    section, prompt = choose(options, package, plain, sample, model_progress)
     if prompt is None:
         return plain, header
+    return plain.steered(prompt, options.chunking), replace(header, steering=section)
+
+
+def trained_codec(
+    options: CompressOptions, header: Header, sample: bytes, model_progress: ModelProgress | None
+) -> tuple[Codec, Header] | None:
+    """Return a codec with steering vectors trained on a frame, and its header; None if too short.
+
+    Args:
+        header: of the archive without them; built-in vectors in it are what they begin as.
+    """
+    from archiver.predict import registry
+    from archiver.steering.choice import trained
+
+    package = registry.resolve(options.model)
+    plain = _opened(replace(header, steering=None), package, options.threads, options.chunking)
+    try:
+        section, prompt = trained(options, package, plain, sample, header.steering, model_progress)
+    except UsageError:
+        return None
     return plain.steered(prompt, options.chunking), replace(header, steering=section)
 
 
@@ -191,12 +217,14 @@ class FrameEncoder:
         self._options = options
         self._model_progress = model_progress
         self._opened: tuple[Codec, Header] | None = None
+        self._header_is_given = False  # then it is what it is
         self._zstd = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
         self.counts = dict.fromkeys(FrameCoding, 0)
 
     @property
     def header(self) -> Header:
         """The header of an archive with frames that the predictor coded."""
+        self._header_is_given = True
         return self._open(b"")[1]
 
     def encode(self, content: bytes, progress: Progress | None) -> tuple[FrameCoding, bytes]:
@@ -209,12 +237,34 @@ class FrameEncoder:
         if len(candidates[1][1]) > len(content) // _NEGLIGIBLE_PART:
             codec = self._open(content)[0]
             if codec.worth_trying(content):
-                payload = codec.encode(content, progress=reporting)
-                candidates.append((FrameCoding.PREDICTOR, payload))
+                candidates.append((FrameCoding.PREDICTOR, self._predicted(content, reporting)))
         coding, payload = min(candidates, key=lambda candidate: len(candidate[1]))
         reporting.finish()
         self.counts[coding] += 1
         return coding, payload
+
+    def _predicted(self, content: bytes, progress: Progress) -> bytes:
+        """Return the predictor's payload.
+
+        Where steering vectors may be trained, the first frame decides whether they pay: both
+        codecs code it, and the shorter sum of header and payload counts.
+        """
+        codec, header = self._open(content)
+        payload = codec.encode(content, progress=progress)
+        choice = self._options.steering_choice
+        if self._header_is_given or choice.mode is not SteeringMode.AUTO or not choice.training_s:
+            return payload
+        self._header_is_given = True
+        rival = trained_codec(self._options, header, content, self._model_progress)
+        if rival is not None:
+            shorter = rival[0].encode(content)
+            sizes = [
+                len(encode_header(header)) + len(payload)
+                for header, payload in ((header, payload), (rival[1], shorter))
+            ]
+            if sizes[1] < sizes[0]:
+                self._opened, payload = rival, shorter
+        return payload
 
     def _open(self, sample: bytes) -> tuple[Codec, Header]:
         if self._opened is None:

@@ -75,7 +75,7 @@ class SteeringChoice:
             return cls(mode=SteeringMode.FIXED, text=rest)
         if text in ("auto", "none"):
             return cls(mode=SteeringMode(text))
-        if word == "auto" and (seconds := _seconds(rest)):
+        if word == "auto" and (seconds := seconds_of(rest)):
             return cls(mode=SteeringMode.AUTO, training_s=seconds)
         if match := re.fullmatch(r"random:(\d{1,9})(?::(\d{1,20}))?", text):
             vectors, seed = int(match[1]), int(match[2] or 0)
@@ -84,7 +84,7 @@ class SteeringChoice:
             return cls(mode=SteeringMode.RANDOM, vectors=vectors, seed=seed)
         if match := re.fullmatch(r"trained:(\d{1,9})(?::(.+))?", text):
             vectors = int(match[1])
-            seconds = _seconds(match[2]) if match[2] else DEFAULT_TRAINING_S
+            seconds = seconds_of(match[2]) if match[2] else DEFAULT_TRAINING_S
             _check("number of trained vectors", vectors, 1, LARGEST_TRAINED_VECTORS)
             if seconds:
                 return cls(mode=SteeringMode.TRAINED, vectors=vectors, training_s=seconds)
@@ -93,7 +93,7 @@ class SteeringChoice:
         raise UsageError(f"{text!r} does not say which steering vectors to use")
 
 
-def _seconds(text: str) -> float:
+def seconds_of(text: str) -> float:
     """Return a time such as 90s or 15m in seconds; 0 when it is none."""
     match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([smh])", text)
     return float(match[1]) * _SECONDS[match[2]] if match else 0.0
@@ -133,7 +133,8 @@ class CompressOptions:
         _check("frame size", self.frame_bytes, SMALLEST_FRAME_BYTES, LARGEST_FRAME_BYTES)
         if self.chunk_tokens is not None:
             _check("chunk", self.chunk_tokens, 1, LARGEST_FRAME_BYTES)
-        if self.embed_steering and self.steering_choice.mode is not SteeringMode.FILE:
+        choice = self.steering_choice
+        if self.embed_steering and choice.mode is not SteeringMode.FILE:
             raise UsageError("only a steering file can be embedded")
 
     @property

@@ -35,10 +35,10 @@ from archiver.mixing.mixer import MIXER_VERSION
 from archiver.predict.engine import ENGINE_VERSION, Engine, SoftPrompt
 from archiver.text.charsets import UnmappableError
 from archiver.text.detection import charset_spans
-from archiver.text.framing import symbols_of
+from archiver.text.framing import Symbols, symbols_of
 from archiver.text.tokenizer import TextTokenizer
 from archiver.text.transforms import NONE, Transforms, transform
-from archiver.types import Int64Array, Progress
+from archiver.types import Int32Array, Int64Array, Progress
 
 if TYPE_CHECKING:
     from archiver.options import CompressOptions
@@ -140,6 +140,20 @@ class FrameCodec:
         counts = np.bincount(np.frombuffer(content, np.uint8), minlength=256)
         return int(np.dot(counts, counts)) * COLLISIONS_MIN > len(content) ** 2
 
+    def ranks(self, content: bytes) -> Int32Array:
+        """The symbols of a frame, int32, escapes negative."""
+        return self._symbols_of(content)[0].ranks
+
+    def plan(self, symbols: int) -> StreamPlan:
+        """How a frame of so many symbols is split."""
+        return plan_streams(symbols, self._chunking, self._stream_tokens_max)
+
+    def _symbols_of(self, content: bytes) -> tuple[Symbols, Transforms, int]:
+        """The symbols, what was done to the content before, and the length that this gave it."""
+        vocabulary, tokenizer = self._engine.vocabulary, self._tokenizer()
+        text, transforms = transform(content, charset_spans(content, vocabulary, tokenizer))
+        return symbols_of(text, vocabulary, tokenizer), transforms, len(text)
+
     def encode(self, content: bytes, progress: Progress | None = None) -> bytes:
         """The payload of which `decode` makes `content` again.
 
@@ -148,11 +162,9 @@ class FrameCodec:
         """
         assert content
         vocabulary = self._engine.vocabulary
-        tokenizer = self._tokenizer()
-        text, transforms = transform(content, charset_spans(content, vocabulary, tokenizer))
-        symbols = symbols_of(text, vocabulary, tokenizer)
+        symbols, transforms, text_bytes = self._symbols_of(content)
         ranks = symbols.ranks
-        plan = plan_streams(len(ranks), self._chunking, self._stream_tokens_max)
+        plan = self.plan(len(ranks))
         starts = plan.starts
         run_offsets = np.zeros(len(ranks) + 1, np.int64)
         run_offsets[1:][ranks < 0] = [len(run) for run in symbols.escapes]
@@ -162,7 +174,7 @@ class FrameCodec:
         lengths = np.diff(vocabulary.offsets)
         symbol_bytes = np.where(ranks < 0, np.diff(run_offsets), lengths[ranks])
         probabilities, firsts = self._workers.probabilities(
-            ranks, starts, symbol_bytes, _of_content(progress, len(text), len(content))
+            ranks, starts, symbol_bytes, _of_content(progress, text_bytes, len(content))
         )
 
         # A decision costs at most 22 bits, an escaped byte nine adaptive ones of at most 18.
@@ -180,7 +192,7 @@ class FrameCodec:
                 encode_varint(plan.symbols),
                 encode_varint(plan.streams),
                 bytes([has_escapes * HAS_ESCAPES | has_transforms * HAS_TRANSFORMS]),
-                encode_transforms(transforms, len(text)) if has_transforms else b"",
+                encode_transforms(transforms, text_bytes) if has_transforms else b"",
                 range_coder.finish(state, buffer),
             )
         )

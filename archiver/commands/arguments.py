@@ -12,6 +12,7 @@ import click
 
 from archiver.errors import OutputError, UsageError
 from archiver.levels import LEVELS
+from archiver.options import seconds_of
 
 SUFFIX = ".llmz"
 STANDARD_STREAM = "-"
@@ -37,6 +38,21 @@ class ByteSize(click.ParamType):  # type: ignore[type-arg]
         if match is None:
             self.fail(f"{value!r} is not a size such as 65536, 512K or 1M", param, ctx)
         return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2].upper()]
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]
+    """A time in seconds: 90s, 15m, 2h."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Return the seconds."""
+        if isinstance(value, float):
+            return value
+        seconds = seconds_of(value)
+        if not seconds:
+            self.fail(f"{value!r} is not a time such as 90s, 15m or 2h", param, ctx)
+        return seconds
 
 
 def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:

@@ -20,13 +20,15 @@ from archiver.levels import Chunking
 from archiver.options import CompressOptions, SteeringMode
 from archiver.predict.engine import SoftPrompt
 from archiver.steering import files, sections, sources
-from archiver.text.framing import symbols_of
-from archiver.text.tokenizer import TextTokenizer
-from archiver.text.vocabulary import Vocabulary
+from archiver.steering.texts import TextReader
 
 if TYPE_CHECKING:
     from archiver.codec import FrameCodec
+    from archiver.frames import ModelProgress
     from archiver.predict.package import ModelPackage
+    from archiver.steering.train import TrainingState
+
+VECTORS_BY_DEFAULT = 4  # to train where there are none to begin with
 
 Steering = tuple[SteeringSection, SoftPrompt]
 
@@ -40,15 +42,23 @@ _TRIAL_CHUNKING = Chunking(tokens_min=128, streams=LARGEST_STREAMS)
 
 
 def choose(
-    options: CompressOptions, package: ModelPackage, codec: FrameCodec, sample: bytes
+    options: CompressOptions,
+    package: ModelPackage,
+    codec: FrameCodec,
+    sample: bytes,
+    progress: ModelProgress | None,
 ) -> Steering | tuple[None, None]:
     """Return the steering section and its vectors, or twice None for none.
 
+    AUTO gives built-in vectors at most; `trained` what may be better.
+
     Args:
         codec: without steering; sample: the text, or its first frame; may be empty.
+        progress: told of the stage "training", in steps of a thousandth.
 
     Raises:
-        UsageError: no built-in vectors of that name, or a text that cannot be a prompt.
+        UsageError: no built-in vectors of that name, a text that cannot be a prompt, or one that
+            is too short to train on.
         SteeringError: a steering file that cannot be used.
     """
     choice = options.steering_choice
@@ -57,6 +67,8 @@ def choose(
             return None, None
         case SteeringMode.AUTO:
             return best_built_in(package, codec, sample) or (None, None)
+        case SteeringMode.TRAINED:
+            return trained(options, package, codec, sample, None, progress)
         case SteeringMode.NAMED:
             if choice.text not in files.BUILT_IN:
                 names = ", ".join(files.BUILT_IN) or "none"
@@ -77,6 +89,43 @@ def choose(
                 section = sections.file_section(file)
             return section, sources.of_file(file, package)
     return section, sources.resolve(section, package, None)
+
+
+def trained(
+    options: CompressOptions,
+    package: ModelPackage,
+    codec: FrameCodec,
+    sample: bytes,
+    before: SteeringSection | None,
+    progress: ModelProgress | None,
+) -> Steering:
+    """Return vectors trained on a text within the time of the options, to be stored with it.
+
+    Args:
+        before: the built-in vectors that they shall begin as; None to begin as tokens.
+
+    Raises:
+        UsageError: the text is too short.
+    """
+    from archiver.steering.fit import stored_vectors
+
+    choice = options.steering_choice
+    ranks = codec.ranks(sample)
+
+    def report(state: TrainingState) -> None:
+        if progress:
+            progress("training steering vectors", int(1000 * state.part), 1000)
+
+    return stored_vectors(
+        package,
+        ranks,
+        streams=codec.plan(max(len(ranks), 1)).streams,
+        vectors=choice.vectors or VECTORS_BY_DEFAULT,
+        before=before,
+        limit_s=choice.training_s,
+        threads=options.threads,
+        report=report,
+    )
 
 
 def best_built_in(package: ModelPackage, codec: FrameCodec, sample: bytes) -> Steering | None:
@@ -136,9 +185,7 @@ def _ranks_of(text: str, package: ModelPackage) -> list[int]:
     Raises:
         UsageError: it has too many, or bytes that no token has.
     """
-    names = ("tokens.data", "tokens.offsets", "tokens.rank_of_id")
-    vocabulary = Vocabulary.build(*(package.arrays[name] for name in names))
-    symbols = symbols_of(text.encode(errors="surrogateescape"), vocabulary, TextTokenizer(package))
+    symbols = TextReader(package).symbols(text.encode(errors="surrogateescape"))
     if symbols.escapes:
         raise UsageError("the model has no tokens for some bytes of the fixed text")
     if len(symbols.ranks) > LARGEST_STEERING_VECTORS:

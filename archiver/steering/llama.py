@@ -43,7 +43,7 @@ class _Layer:
 class TrainingModel:
     """A package's weights, ready to tell how many bits tokens take after some soft prompt."""
 
-    def __init__(self, package: ModelPackage, *, device: str = "cpu") -> None:
+    def __init__(self, package: ModelPackage, device: str = "cpu") -> None:
         """Raises: InvalidModelError: a malformed package."""
         config = EngineConfig.of(package)
         arrays = package.arrays

@@ -170,6 +170,7 @@ class Trainer:
             self._used_s = used_before_s + time.monotonic() - begun_s
             if self._step % EVALUATE_EVERY == 0 or self.done:
                 self._evaluate()
+                self._keep()
             if report:
                 report(self.state)
         self._keep()

@@ -15,18 +15,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from archiver.options import DEFAULT_MODEL
 from archiver.predict import registry
 from archiver.steering import quantizers
 from archiver.steering.bodies import encode_body
 from archiver.steering.files import SUFFIX, SteeringFile
 from archiver.steering.llama import TrainingModel
+from archiver.steering.texts import TextReader
 from archiver.steering.train import Trainer, TrainingSettings, TrainingState
-from archiver.text.framing import symbols_of
-from archiver.text.tokenizer import TextTokenizer
-from archiver.text.vocabulary import Vocabulary
 
 VECTORS = 16
 BINS = 63  # 5 bits a coordinate; rounding costs less than 0.01 % of the text's bits
@@ -81,15 +77,10 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.name]
     package = registry.resolve(DEFAULT_MODEL)
-    names = ("tokens.data", "tokens.offsets", "tokens.rank_of_id")
-    vocabulary = Vocabulary.build(*(np.array(package.arrays[name]) for name in names))
-    tokenizer = TextTokenizer(package)
+    reader = TextReader(package)
     trainer = Trainer(
         TrainingModel(package),
-        [
-            symbols_of((arguments.training / text).read_bytes(), vocabulary, tokenizer).ranks
-            for text in recipe.texts
-        ],
+        [reader.ranks((arguments.training / text).read_bytes()) for text in recipe.texts],
         TrainingSettings(vectors=VECTORS, steps=recipe.steps, seed=recipe.seed),
         checkpoint=arguments.checkpoint,
     )

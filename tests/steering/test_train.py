@@ -1,0 +1,299 @@
+"""Training: the float model is the engine's, vectors get better, runs resume, charges count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import archiver
+from archiver import frames
+from archiver.errors import InputError, OutputError, UsageError
+from archiver.options import CompressOptions
+from archiver.predict import registry
+from archiver.predict.engine import SoftPrompt
+from archiver.predict.kernels import head
+from archiver.predict.package import ModelPackage
+from archiver.steering import files, quantizers
+from archiver.steering.bodies import base_vectors, encode_body
+from archiver.steering.llama import TrainingModel
+from archiver.steering.priors import Base
+from archiver.steering.sources import random_vectors, resolve
+from archiver.steering.train import (
+    EVALUATE_EVERY,
+    WINDOW_TOKENS,
+    Charge,
+    Trainer,
+    TrainingSettings,
+    TrainingState,
+    _Windows,
+)
+from archiver.types import Float32Array, Int32Array
+from tests.golden.make import line_of
+from tests.predict.engines import engine_of, run
+
+# A few of the model's tokens in no order: which ones, a prompt may tell.
+TEXT = line_of(80_000, 1)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_home: Path) -> TrainingModel:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMZIP_HOME", str(tiny_home))
+        return TrainingModel(registry.resolve("tiny"))
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Int32Array:
+    return np.random.default_rng(0).integers(0, 60, 12_000).astype(np.int32)
+
+
+def engine_bits(package: ModelPackage, prompt: SoftPrompt, ranks: Int32Array) -> Float32Array:
+    """What the exact engine's weights say: the bits of each token of one stream."""
+    engine = engine_of(package, window=512, sinks=4).steered(prompt)
+    inputs = np.concatenate([[engine.start_token], ranks[:-1]]).astype(np.int32)
+    codes, scales = run(engine, inputs[None], len(ranks))
+    size = engine.vocabulary.size
+    logits, weights = np.empty(size, np.float32), np.empty(size, np.int32)
+    cumulative = np.empty(-(-size // head.TILE_RANKS) + 1, np.int64)
+    bits = np.empty(len(ranks), np.float32)
+    for i, product in enumerate(engine.products(codes[0])):
+        head.weigh_vocabulary(
+            product, scales[0, i], engine.head_scales, logits, weights, cumulative
+        )
+        bits[i] = np.log2(weights.sum(dtype=np.float64) / weights[ranks[i]])
+    return bits
+
+
+def test_the_float_model_is_the_engines(
+    tiny: ModelPackage, model: TrainingModel, ranks: Int32Array
+) -> None:
+    prompt = random_vectors(5, 3, tiny)
+    vectors = prompt.codes.astype(np.float32) * prompt.scales[:, None]
+    exact = engine_bits(tiny, prompt, ranks[:200])
+    windows = torch.from_numpy(ranks[:400].astype(np.int64)).view(2, 200)
+    with torch.no_grad():
+        bits = model.bits(torch.from_numpy(vectors), windows)[0].numpy()
+        plain = model.bits(torch.empty(0, vectors.shape[1]), windows)[0].numpy()
+    assert np.abs(bits - exact).mean() < 0.03 * exact.std()
+    assert np.corrcoef(bits, exact)[0, 1] > 0.999
+    assert np.abs(bits - plain).mean() > 10 * np.abs(bits - exact).mean()
+
+
+def test_gradients_are_those_of_the_bits(
+    tiny: ModelPackage, model: TrainingModel, ranks: Int32Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64 the directional derivative is the difference quotient."""
+    from archiver.steering import llama
+
+    monkeypatch.setattr(llama, "PRODUCT_TYPE", torch.float64)
+    exact = TrainingModel(tiny)
+    exact.embeddings = exact.embeddings.double()
+    windows = torch.from_numpy(ranks[:120].astype(np.int64)).view(2, 60)
+    generator = torch.Generator().manual_seed(1)
+    start = 0.2 * torch.randn(3, 48, generator=generator, dtype=torch.float64)
+    direction = torch.randn(3, 48, generator=generator, dtype=torch.float64)
+    vectors = torch.nn.Parameter(start)
+    exact.bits(vectors, windows).sum().backward()
+    assert vectors.grad is not None
+    slope = float((vectors.grad * direction).sum())
+    with torch.no_grad():
+        ahead, behind = (
+            float(exact.bits(start + sign * 1e-3 * direction, windows).double().sum())
+            for sign in (1, -1)
+        )
+    assert slope == pytest.approx((ahead - behind) / 2e-3, rel=0.02)
+
+
+def trainer(
+    model: TrainingModel, ranks: Int32Array, checkpoint: Path | None = None, **settings: object
+) -> Trainer:
+    chosen = TrainingSettings(**{"vectors": 3, "steps": 60, **settings})  # type: ignore[arg-type]
+    return Trainer(model, [ranks], chosen, checkpoint=checkpoint)
+
+
+def test_vectors_get_better_than_what_they_began_as(
+    model: TrainingModel, ranks: Int32Array
+) -> None:
+    states: list[TrainingState] = []
+    training = trainer(model, ranks)
+    beginning = training.state
+    found = training.run(states.append)
+    assert [state.step for state in states] == list(range(1, 61))
+    assert states[-1].part == 1.0
+    assert found.best_bits < beginning.best_bits - 5
+    assert found.best_bits < found.plain_bits
+    assert found.values.shape == (3, 48)
+    assert len(found.base_ranks) == 3
+    assert all(rank in ranks for rank in found.base_ranks)
+
+
+def test_a_training_that_was_interrupted_goes_on(
+    model: TrainingModel, ranks: Int32Array, tmp_path: Path
+) -> None:
+    whole = trainer(model, ranks).run()
+    path = tmp_path / "checkpoint"
+    pieces = 0
+    while not (piece := trainer(model, ranks, path)).done:
+        found = piece.run(pause_after_s=0.05)
+        pieces += 1
+    assert pieces > 1
+    assert np.array_equal(found.values, whole.values)
+    assert (found.best_bits, found.base_ranks) == (whole.best_bits, whole.base_ranks)
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_checkpoints_of_other_trainings_are_refused(
+    model: TrainingModel, ranks: Int32Array, tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoint"
+    trainer(model, ranks, path, steps=1).run()
+    for other, changes in ((ranks[:-1], {}), (ranks, {"seed": 1}), (ranks, {"vectors": 2})):
+        with pytest.raises(UsageError, match="is the checkpoint of another training"):
+            trainer(model, other, path, **{"steps": 1, **changes})
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(UsageError, match="is not a checkpoint"):
+        trainer(model, ranks, path, steps=1)
+
+
+def test_a_time_limit_ends_the_training(model: TrainingModel, ranks: Int32Array) -> None:
+    training = trainer(model, ranks, steps=10**6, limit_s=0.5)
+    training.run()
+    assert training.done
+    assert 0 < training.state.step < 10**5
+    assert training.state.part == 1.0
+
+
+def test_nothing_gained_ends_the_training(model: TrainingModel, ranks: Int32Array) -> None:
+    """A step so dear that no coordinate can pay for leaving its place."""
+    charge = Charge(streams=1e-3, step=100.0)
+    training = trainer(model, ranks, steps=10**6, charge=charge)
+    found = training.run()
+    assert training.state.step < 40 * EVALUATE_EVERY
+    embeddings = model.embeddings[list(found.base_ranks)].numpy()
+    assert np.array_equal(found.values, embeddings)
+
+
+def test_a_charge_makes_vectors_cheaper(
+    tiny: ModelPackage, model: TrainingModel, ranks: Int32Array
+) -> None:
+    sizes = {}
+    for streams in (3, 3000):
+        found = trainer(model, ranks, charge=Charge(streams=streams, step=0.1)).run()
+        base = Base(ranks=found.base_ranks)
+        quantized = quantizers.scales(found.values, 0.1, base, base_vectors(base, tiny))
+        body = encode_body(quantized.codes, quantized.scale, quantized.prior, tiny)
+        sizes[streams] = len(body)
+    assert sizes[3] < 0.6 * sizes[3000]
+
+
+def test_windows_held_out_are_never_trained_on() -> None:
+    marked = np.arange(20_000, dtype=np.int32)
+    windows = _Windows([marked], torch.device("cpu"))
+    held = windows.held_out()
+    assert held.shape == (6, WINDOW_TOKENS)
+    drawn = windows.draw(300, 100, torch.Generator().manual_seed(0))
+    assert not np.intersect1d(held.numpy(), drawn.numpy()).size
+    assert (drawn.diff(dim=1) == 1).all()
+
+
+def test_short_texts_are_refused(model: TrainingModel, ranks: Int32Array) -> None:
+    for texts in ([], [ranks[:6143]], [ranks[:383]] * 100):
+        with pytest.raises(UsageError, match="training needs texts of 6,144 tokens and more"):
+            Trainer(model, texts, TrainingSettings(vectors=1))
+    escapes = np.full(9000, -1, np.int32)
+    with pytest.raises(UsageError, match="training needs texts"):
+        Trainer(model, [escapes], TrainingSettings(vectors=1))
+
+
+# --- in the program ---------------------------------------------------------------------------
+
+
+def options(steering: str) -> CompressOptions:
+    return CompressOptions(model="tiny", steering=steering, window_tokens=64, chunk_tokens=400)
+
+
+@pytest.fixture
+def without_zstd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames are left to the predictor: this model is too small to beat zstd at anything else
+    than short texts, which cannot be trained on."""
+    monkeypatch.setattr(frames, "ZSTD_LEVEL", -100_000)
+
+
+@pytest.mark.usefixtures("without_zstd")
+def test_archives_with_trained_vectors_decode(tiny: ModelPackage) -> None:
+    stages: list[tuple[str, int, int]] = []
+    archive = archiver.compress(
+        TEXT,
+        options=options("trained:2:1s"),
+        model_progress=lambda *stage: stages.append(stage),
+    )
+    assert archiver.decompress(archive) == TEXT
+    info = archiver.info(archive).steering
+    assert info is not None
+    assert (info.kind, info.vectors, info.prior) == ("embedded", 2, "scales")
+    assert stages[-1] == ("training steering vectors", 1000, 1000)
+
+
+@pytest.mark.usefixtures("without_zstd")
+def test_training_never_makes_an_archive_larger(
+    tiny: ModelPackage,
+) -> None:
+    plain = archiver.compress(TEXT, options=options("auto"))
+    chosen = archiver.compress(TEXT, options=options("auto:2s"))
+    assert len(chosen) <= len(plain)
+    assert archiver.decompress(chosen) == TEXT
+    short = archiver.compress(TEXT[:2000], options=options("auto:1s"))
+    assert short == archiver.compress(TEXT[:2000], options=options("auto"))
+    with pytest.raises(UsageError, match="training needs texts"):
+        archiver.compress(TEXT[:2000], options=options("trained:2:1s"))
+
+
+def test_training_may_begin_as_built_in_vectors(
+    tiny: ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archiver.train([TEXT], tmp_path / "mine.steer", model="tiny", vectors=2, time_limit_s=2)
+    file = files.read_file(tmp_path / "mine.steer")
+    monkeypatch.setattr(files, "FOLDER", tmp_path)
+    monkeypatch.setattr(files, "BUILT_IN", {"mine": (9, file.fingerprint)})
+    files.built_in_file.cache_clear()
+    from archiver.steering.fit import stored_vectors
+    from archiver.steering.sections import built_in_section
+
+    ranks = np.random.default_rng(0).integers(0, 60, 12_000).astype(np.int32)
+    before = built_in_section("mine")
+    section, prompt = stored_vectors(
+        tiny, ranks, streams=10**6, vectors=7, before=before, limit_s=2, threads=1, report=None
+    )
+    files.built_in_file.cache_clear()
+    built_in = resolve(before, tiny, None)
+    assert prompt.codes.shape == built_in.codes.shape == (2, 48)
+    change = prompt.codes * prompt.scales[:, None] - built_in.codes * built_in.scales[:, None]
+    assert 0.05 < np.abs(change).max() < 2
+    assert section.fields[0] == 2
+    files.built_in_file.cache_clear()
+
+
+@pytest.mark.usefixtures("without_zstd")
+def test_a_steering_file_helps_other_texts_like_its_own(tiny: ModelPackage, tmp_path: Path) -> None:
+    target = tmp_path / "mine.steer"
+    half = len(TEXT) // 2
+    states: list[TrainingState] = []
+    state = archiver.train(
+        [TEXT[:half], TEXT[: half // 2]], target, model="tiny", vectors=2, time_limit_s=4,
+        report=states.append,
+    )  # fmt: skip
+    assert state.best_bits < state.plain_bits
+    assert states[-1] == state
+    with_file, without = (
+        archiver.compress(TEXT[half:], options=options(steering))
+        for steering in (str(target), "none")
+    )
+    assert len(with_file) < len(without)
+    assert archiver.decompress(with_file, steering=target) == TEXT[half:]
+    with pytest.raises(OutputError, match="exists already"):
+        archiver.train([TEXT], target, model="tiny", time_limit_s=1)
+    with pytest.raises(InputError, match="No such file"):
+        archiver.train([tmp_path / "nothing"], target, model="tiny", overwrite=True)
