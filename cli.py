@@ -29,6 +29,7 @@ from archiver.commands.arguments import (
     reporting_options,
     shown,
     standard_output,
+    steering_file_option,
     threads_option,
     writing_options,
 )
@@ -39,6 +40,7 @@ from archiver.levels import DEFAULT_LEVEL
 from archiver.options import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_MODEL,
+    DEFAULT_STEERING,
     CompressOptions,
 )
 
@@ -89,6 +91,12 @@ commands.add_command(model_commands)
     "--chunk-tokens", type=int, metavar="TOKENS",
     help="Span of text that one stream codes from a cold start [default: by the level].",
 )  # fmt: skip
+@click.option(
+    "--steer", default=DEFAULT_STEERING, show_default=True, metavar="VECTORS",
+    help="Steering vectors before the text: auto (the best built-in ones or none), auto:15m (may "
+    "train some as well), none, NAME, fixed:TEXT, random:K, trained:K, or FILE.steer.",
+)  # fmt: skip
+@click.option("--embed", is_flag=True, help="Store FILE.steer's vectors in the archive.")
 @reporting_options
 @click.pass_context
 def compress(
@@ -102,6 +110,8 @@ def compress(
     window: int | None,
     frame_size: int,
     chunk_tokens: int | None,
+    steer: str,
+    embed: bool,
     quiet: bool,
     verbose: int,
     level: int = DEFAULT_LEVEL,
@@ -126,6 +136,8 @@ def compress(
             window_tokens=window,
             frame_bytes=frame_size,
             chunk_tokens=chunk_tokens,
+            steering=steer,
+            embed_steering=embed,
         )
     except UsageError as error:
         raise click.UsageError(str(error)) from error
@@ -174,6 +186,7 @@ def _compress_file(
 @writing_options
 @threads_option
 @keep_going_option
+@steering_file_option
 @reporting_options
 @click.pass_context
 def decompress(
@@ -184,6 +197,7 @@ def decompress(
     force: bool,
     threads: int | None,
     keep_going: bool,
+    steer: str | None,
     quiet: bool,
     verbose: int,
 ) -> None:
@@ -202,7 +216,7 @@ def decompress(
         with reporter.errors_of(shown(name)):
             target = output_of(name, output, to_stdout, content_name)
             sink = target if target is not None else standard_output(force=force, binary=False)
-            _decode_file(reporter, name, sink, threads or None, keep_going, force)
+            _decode_file(reporter, name, sink, threads or None, keep_going, steer, force)
     ctx.exit(reporter.exit_code)
 
 
@@ -210,6 +224,7 @@ def decompress(
 @files_argument
 @threads_option
 @keep_going_option
+@steering_file_option
 @reporting_options
 @click.pass_context
 def test(
@@ -217,6 +232,7 @@ def test(
     files: tuple[str, ...],
     threads: int | None,
     keep_going: bool,
+    steer: str | None,
     quiet: bool,
     verbose: int,
 ) -> None:
@@ -229,7 +245,7 @@ def test(
     reporter = Reporter(quiet=quiet, verbose=verbose)
     for name in files or (STANDARD_STREAM,):
         with reporter.errors_of(shown(name)):
-            _decode_file(reporter, name, None, threads or None, keep_going, False)
+            _decode_file(reporter, name, None, threads or None, keep_going, steer, False)
     ctx.exit(reporter.exit_code)
 
 
@@ -239,6 +255,7 @@ def _decode_file(
     sink: str | BinaryIO | None,
     threads: int | None,
     keep_going: bool,
+    steer: str | None,
     force: bool,
 ) -> None:
     from archiver import api
@@ -252,6 +269,7 @@ def _decode_file(
                 source,
                 threads=threads,
                 keep_going=keep_going,
+                steering=steer,
                 progress=progress,
                 model_progress=stages,
             )
@@ -262,6 +280,7 @@ def _decode_file(
                 threads=threads,
                 keep_going=keep_going,
                 overwrite=force,
+                steering=steer,
                 progress=progress,
                 model_progress=stages,
             )
@@ -315,29 +334,32 @@ def info(
     for name in files or (STANDARD_STREAM,):
         with reporter.errors_of(shown(name)):
             archive = api.info(input_of(name))
-            model = _model_name(archive)
+            model, hidden = _model_of(archive)
             if as_json:
                 click.echo(json.dumps({"file": shown(name), "model": model} | archive.as_dict()))
             else:
-                for line in _info_lines(shown(name), model, archive, reporter.verbose):
+                for line in _info_lines(shown(name), model, hidden, archive, reporter.verbose):
                     click.echo(line)
     ctx.exit(reporter.exit_code)
 
 
-def _model_name(archive: ArchiveInfo) -> str | None:
-    """Return the name of the archive's model, if it is one that is known here."""
+def _model_of(archive: ArchiveInfo) -> tuple[str | None, int | None]:
+    """Return the name of the archive's model and its hidden size, as far as they are known here."""
     if archive.predictor is None:
-        return None
+        return None, None
     from archiver.predict import registry
 
     digits = archive.predictor.package_fingerprint.hex()
     for listing in registry.list_packages():
         if (listing.fingerprint or "").startswith(digits):
-            return listing.name
-    return None
+            hidden = listing.package.config["hidden"] if listing.package else None
+            return listing.name, hidden if isinstance(hidden, int) else None
+    return None, None
 
 
-def _info_lines(name: str, model: str | None, archive: ArchiveInfo, verbose: int) -> Iterable[str]:
+def _info_lines(
+    name: str, model: str | None, hidden: int | None, archive: ArchiveInfo, verbose: int
+) -> Iterable[str]:
     container_bytes = archive.archive_bytes - archive.payload_bytes
     codings = [frame.coding for frame in archive.frames]
     counts = ", ".join(f"{codings.count(coding)} {coding}" for coding in sorted(set(codings)))
@@ -357,6 +379,8 @@ def _info_lines(name: str, model: str | None, archive: ArchiveInfo, verbose: int
         )
     if archive.mixer is not None:
         yield f"  mixer     version {archive.mixer.version}"
+    if archive.steering is not None:
+        yield f"  steering  {archive.steering.describe(hidden)}"
     yield f"  frames    {len(archive.frames)}{': ' if counts else ''}{counts}"
     for frame in archive.frames if verbose else ():
         yield (

@@ -7,7 +7,9 @@ decompress:  source ── ArchiveReader ── FrameDecoder ──> target
 from __future__ import annotations
 
 import io
-from typing import BinaryIO, cast, overload
+import os
+from pathlib import Path
+from typing import BinaryIO, TypeAlias, cast, overload
 
 import xxhash
 
@@ -28,6 +30,8 @@ from archiver.files import SourceLike, TargetLike, open_source, open_target, see
 from archiver.frames import FrameDecoder, FrameEncoder, ModelProgress, Progress, cut_frames
 from archiver.options import CompressOptions, check_threads
 from archiver.summaries import ArchiveInfo, ArchiveSummary, DecodeSummary, describe
+
+PathLike: TypeAlias = str | os.PathLike[str]
 
 
 class _Nowhere:
@@ -137,6 +141,7 @@ def decompress(
     threads: int | None = None,
     keep_going: bool = False,
     overwrite: bool = False,
+    steering: PathLike | None = None,
     progress: Progress | None = None,
     model_progress: ModelProgress | None = None,
 ) -> bytes: ...
@@ -148,6 +153,7 @@ def decompress(
     threads: int | None = None,
     keep_going: bool = False,
     overwrite: bool = False,
+    steering: PathLike | None = None,
     progress: Progress | None = None,
     model_progress: ModelProgress | None = None,
 ) -> DecodeSummary: ...
@@ -158,6 +164,7 @@ def decompress(
     threads: int | None = None,
     keep_going: bool = False,
     overwrite: bool = False,
+    steering: PathLike | None = None,
     progress: Progress | None = None,
     model_progress: ModelProgress | None = None,
 ) -> bytes | DecodeSummary:
@@ -171,6 +178,7 @@ def decompress(
         keep_going: leave out what is damaged and decode the rest; look at the summary's
             `damages`. Needs a target.
         overwrite: whether a target that exists may be replaced.
+        steering: the steering file that the archive names, if it names one.
         progress: called with how many more bytes of the content are done.
         model_progress: called with stage, bytes done and bytes in all, while a model is fetched.
 
@@ -188,11 +196,19 @@ def decompress(
     with open_source(source) as opened:
         if target is None:
             content = io.BytesIO()
-            _decompress_stream(opened.stream, content, threads, False, progress, model_progress)
+            _decompress_stream(
+                opened.stream, content, threads, False, _path(steering), progress, model_progress
+            )
             return content.getvalue()
         with open_target(target, overwrite=overwrite, source=opened) as writing:
             return _decompress_stream(
-                opened.stream, writing, threads, keep_going, progress, model_progress
+                opened.stream,
+                writing,
+                threads,
+                keep_going,
+                _path(steering),
+                progress,
+                model_progress,
             )
 
 
@@ -201,6 +217,7 @@ def verify(
     *,
     threads: int | None = None,
     keep_going: bool = False,
+    steering: PathLike | None = None,
     progress: Progress | None = None,
     model_progress: ModelProgress | None = None,
 ) -> DecodeSummary:
@@ -208,7 +225,13 @@ def verify(
     check_threads(threads)
     with open_source(source) as opened:
         return _decompress_stream(
-            opened.stream, _Nowhere(), threads, keep_going, progress, model_progress
+            opened.stream,
+            _Nowhere(),
+            threads,
+            keep_going,
+            _path(steering),
+            progress,
+            model_progress,
         )
 
 
@@ -217,14 +240,15 @@ def _decompress_stream(
     sink: ByteSink,
     threads: int | None,
     keep_going: bool,
+    steering: Path | None,
     progress: Progress | None,
     model_progress: ModelProgress | None,
 ) -> DecodeSummary:
     if keep_going:
         with seekable(stream) as sought:
-            return _salvage(sought, sink, threads, progress, model_progress)
+            return _salvage(sought, sink, threads, steering, progress, model_progress)
     reader = ArchiveReader(stream)
-    decoder = FrameDecoder(reader.header, threads, model_progress)
+    decoder = FrameDecoder(reader.header, threads, model_progress, steering)
     content_hash = xxhash.xxh3_64()
     content_bytes = frame_count = 0
     for frame in reader.frames():
@@ -243,11 +267,12 @@ def _salvage(
     stream: BinaryIO,
     sink: ByteSink,
     threads: int | None,
+    steering: Path | None,
     progress: Progress | None,
     model_progress: ModelProgress | None,
 ) -> DecodeSummary:
     archive = DamagedArchive(stream)
-    decoder = FrameDecoder(archive.header, threads, model_progress)
+    decoder = FrameDecoder(archive.header, threads, model_progress, steering)
     content_hash = xxhash.xxh3_64()
     content_bytes = frame_count = 0
     damages = []
@@ -296,6 +321,7 @@ def open(
     source: SourceLike,
     *,
     threads: int | None = None,
+    steering: PathLike | None = None,
     model_progress: ModelProgress | None = None,
 ) -> BinaryIO:
     """Open an archive as a read-only binary file of its content.
@@ -305,6 +331,7 @@ def open(
     Args:
         source: a path, the archive itself, or a stream, which must stay open meanwhile.
         threads: how many threads may work; None for one a core.
+        steering: the steering file that the archive names, if it names one.
         model_progress: called with stage, bytes done and bytes in all, while a model is fetched.
 
     Returns:
@@ -314,4 +341,9 @@ def open(
         ArchiverError: as `info`; reading from the file raises as `decompress` does.
     """
     check_threads(threads)
-    return cast(BinaryIO, io.BufferedReader(ContentFile(source, threads, model_progress)))
+    content = ContentFile(source, threads, _path(steering), model_progress)
+    return cast(BinaryIO, io.BufferedReader(content))
+
+
+def _path(steering: PathLike | None) -> Path | None:
+    return None if steering is None else Path(steering)

@@ -6,6 +6,7 @@ import io
 import os
 from bisect import bisect_right
 from contextlib import ExitStack
+from pathlib import Path
 from typing import BinaryIO
 
 from archiver.container import IndexedArchive
@@ -17,7 +18,11 @@ class ContentFile(io.RawIOBase):
     """Reads the decoded content; only the frames that are read get decoded, one is kept."""
 
     def __init__(
-        self, source: SourceLike, threads: int | None, model_progress: ModelProgress | None
+        self,
+        source: SourceLike,
+        threads: int | None,
+        steering: Path | None,
+        model_progress: ModelProgress | None,
     ) -> None:
         super().__init__()
         self._resources = ExitStack()
@@ -28,7 +33,7 @@ class ContentFile(io.RawIOBase):
             opened = stack.enter_context(open_source(source))
             stream: BinaryIO = stack.enter_context(seekable(opened.stream))
             self._archive = IndexedArchive(stream)
-            self._decoder = FrameDecoder(self._archive.header, threads, model_progress)
+            self._decoder = FrameDecoder(self._archive.header, threads, model_progress, steering)
             self._resources = stack.pop_all()
 
     def readable(self) -> bool:

@@ -17,7 +17,8 @@
     │   ├── ModelMismatchError     10  another fingerprint than the archive asks for
     │   ├── ModelUnavailableError  11  the package index could not be reached
     │   └── InvalidModelError      12  a model folder or file is refused
-    └── ExactnessError             13  a kernel failed its exactness probe and has no fallback
+    ├── ExactnessError             13  a kernel failed its exactness probe and has no fallback
+    └── SteeringError              14  a steering file is missing, damaged or another one
 
 A subclass without a code of its own has its parent's.
 """
@@ -130,3 +131,9 @@ class ExactnessError(ArchiverError):
     """No kernel on this machine computes what the engine's definition says."""
 
     exit_code = 13
+
+
+class SteeringError(ArchiverError):
+    """A steering file is missing, damaged, for another model, or not the archive's."""
+
+    exit_code = 14

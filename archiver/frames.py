@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import zstandard
 
 from archiver.container import EncodedFrame, FrameCoding, Header
 from archiver.container.reader import read_up_to
-from archiver.errors import DamagedArchiveError, FrameDamagedError
+from archiver.errors import DamagedArchiveError, FrameDamagedError, LimitExceededError
 from archiver.levels import DEFAULT_LEVEL, LEVELS, Chunking
 from archiver.options import CompressOptions
 
 if TYPE_CHECKING:
+    from archiver.codec import FrameCodec
     from archiver.predict.package import ModelPackage
 
 ZSTD_LEVEL = 19
@@ -51,37 +54,66 @@ class Codec(Protocol):
 
 
 def codec_for_writing(
-    options: CompressOptions, model_progress: ModelProgress | None
+    options: CompressOptions, model_progress: ModelProgress | None, sample: bytes = b""
 ) -> tuple[Codec, Header]:
     """Return a codec for these options, and the header that an archive of its frames needs.
 
+    Args:
+        sample: the first frame's content, by which steering vectors are chosen.
+
     Raises:
-        ModelError: the model cannot be had.
+        ModelError: the model cannot be had. SteeringError: nor can the steering vectors.
     """
     from archiver import codec
     from archiver.predict import registry
+    from archiver.steering.choice import choose
 
     package = registry.resolve(options.model, progress=model_progress)
     predictor, mixer = codec.settings_for(package, options)
     header = Header(predictor=predictor, mixer=mixer)
-    return _opened(header, package, options.threads, options.chunking), header
+    plain = _opened(header, package, options.threads, options.chunking)
+    section, prompt = choose(options, package, plain, sample)
+    if prompt is None:
+        return plain, header
+    return plain.steered(prompt, options.chunking), replace(header, steering=section)
 
 
 def codec_for_reading(
-    header: Header, threads: int | None, model_progress: ModelProgress | None
+    header: Header,
+    threads: int | None,
+    model_progress: ModelProgress | None,
+    steering_file: Path | None = None,
 ) -> Codec:
     """Return the codec that an archive with this header was made by.
 
+    Args:
+        steering_file: the steering file that the header may name.
+
     Raises:
-        ModelError: the model cannot be had.
+        ModelError: the model cannot be had. SteeringError: nor can the steering vectors.
         UnsupportedVersionError: the engine's or the mixer's version is unknown.
+        DamagedArchiveError, LimitExceededError: the steering section is malformed.
     """
     from archiver.predict import registry
 
     assert header.predictor is not None
     fingerprint = header.predictor.package_fingerprint
     package = registry.resolve_fingerprint(fingerprint, progress=model_progress)
-    return _opened(header, package, threads, LEVELS[DEFAULT_LEVEL].chunking)
+    chunking = LEVELS[DEFAULT_LEVEL].chunking  # for writing only
+    plain = _opened(replace(header, steering=None), package, threads, chunking)
+    if header.steering is None:
+        return plain
+    from archiver.predict.engine import VISIBLE_MAX
+    from archiver.steering.sources import resolve
+
+    prompt = resolve(header.steering, package, steering_file)
+    visible = header.predictor.window_tokens + header.predictor.sink_tokens + len(prompt.codes)
+    if visible >= VISIBLE_MAX:
+        raise LimitExceededError(
+            f"window, sinks and steering vectors are {visible} together; "
+            f"the limit is {VISIBLE_MAX - 1}"
+        )
+    return plain.steered(prompt, chunking)
 
 
 # Opening a model takes seconds. Each thread keeps the codec that it opened last, because many
@@ -91,7 +123,7 @@ _kept = threading.local()
 
 def _opened(
     header: Header, package: ModelPackage, threads: int | None, chunking: Chunking
-) -> Codec:
+) -> FrameCodec:
     from archiver import codec
 
     assert header.predictor is not None
@@ -107,7 +139,7 @@ def _opened(
             chunking=chunking,
         )
         _kept.key = key
-    kept: Codec = _kept.codec
+    kept: FrameCodec = _kept.codec
     return kept
 
 
@@ -165,7 +197,7 @@ class FrameEncoder:
     @property
     def header(self) -> Header:
         """The header of an archive with frames that the predictor coded."""
-        return self._open()[1]
+        return self._open(b"")[1]
 
     def encode(self, content: bytes, progress: Progress | None) -> tuple[FrameCoding, bytes]:
         """Return the coding that makes `content` (not empty) shortest, and the payload."""
@@ -175,7 +207,7 @@ class FrameEncoder:
             (FrameCoding.ZSTD, self._zstd.compress(content)),
         ]
         if len(candidates[1][1]) > len(content) // _NEGLIGIBLE_PART:
-            codec = self._open()[0]
+            codec = self._open(content)[0]
             if codec.worth_trying(content):
                 payload = codec.encode(content, progress=reporting)
                 candidates.append((FrameCoding.PREDICTOR, payload))
@@ -184,9 +216,9 @@ class FrameEncoder:
         self.counts[coding] += 1
         return coding, payload
 
-    def _open(self) -> tuple[Codec, Header]:
+    def _open(self, sample: bytes) -> tuple[Codec, Header]:
         if self._opened is None:
-            self._opened = codec_for_writing(self._options, self._model_progress)
+            self._opened = codec_for_writing(self._options, self._model_progress, sample)
         return self._opened
 
 
@@ -194,11 +226,16 @@ class FrameDecoder:
     """Decodes frames of one archive, and checks what comes out."""
 
     def __init__(
-        self, header: Header | None, threads: int | None, model_progress: ModelProgress | None
+        self,
+        header: Header | None,
+        threads: int | None,
+        model_progress: ModelProgress | None,
+        steering_file: Path | None = None,
     ) -> None:
         self._header = header
         self._threads = threads
         self._model_progress = model_progress
+        self._steering_file = steering_file
         self._codec: Codec | None = None
 
     def decode(self, frame: EncodedFrame, progress: Progress | None = None) -> bytes:
@@ -222,7 +259,9 @@ class FrameDecoder:
     def _decode_predictor(self, frame: EncodedFrame, progress: Progress) -> bytes:
         if self._codec is None:
             assert self._header is not None
-            self._codec = codec_for_reading(self._header, self._threads, self._model_progress)
+            self._codec = codec_for_reading(
+                self._header, self._threads, self._model_progress, self._steering_file
+            )
         try:
             return self._codec.decode(frame.payload, frame.content_bytes, progress=progress)
         except DamagedArchiveError as error:

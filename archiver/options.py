@@ -2,20 +2,101 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from enum import Enum
 
-from archiver.container.layout import LARGEST_WINDOW_TOKENS
+from archiver.container.layout import LARGEST_STEERING_VECTORS, LARGEST_WINDOW_TOKENS
 from archiver.errors import UsageError
 from archiver.levels import DEFAULT_LEVEL, LEVELS, Chunking
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_FRAME_BYTES = 1 << 20
+DEFAULT_STEERING = "auto"
 
 # A frame costs 32 bytes of container: frames from 64 KiB up keep that under 0.1 %.
 SMALLEST_FRAME_BYTES = 1 << 12
 LARGEST_FRAME_BYTES = 1 << 24
 LARGEST_STREAMS = 1 << 10
 SMALLEST_WINDOW_TOKENS = 16
+
+
+STEERING_SUFFIX = ".steer"
+DEFAULT_TRAINING_S = 15 * 60.0
+LARGEST_TRAINED_VECTORS = 32
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+class SteeringMode(Enum):
+    """What kind of steering vectors is asked for."""
+
+    AUTO = "auto"
+    NONE = "none"
+    NAMED = "named"
+    FIXED = "fixed"
+    RANDOM = "random"
+    TRAINED = "trained"
+    FILE = "file"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SteeringChoice:
+    """Which steering vectors a compression shall use.
+
+    Attributes:
+        mode: how they are found.
+        text: the name, the fixed text or the file's path, by mode.
+        vectors: how many, for RANDOM and TRAINED.
+        seed: for RANDOM.
+        training_s: how long to train, for TRAINED, and for AUTO where it is above 0.
+    """
+
+    mode: SteeringMode
+    text: str = ""
+    vectors: int = 0
+    seed: int = 0
+    training_s: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> SteeringChoice:
+        """Return the choice that `text` asks for.
+
+        auto | auto:TIME | none | NAME | fixed:TEXT | random:K[:SEED] | trained:K[:TIME] |
+        FILE.steer, where TIME is a number and s, m or h.
+
+        Raises:
+            UsageError: it is none of these.
+        """
+        word, colon, rest = text.partition(":")
+        if text.endswith(STEERING_SUFFIX):
+            return cls(mode=SteeringMode.FILE, text=text)
+        if word == "fixed" and rest:
+            return cls(mode=SteeringMode.FIXED, text=rest)
+        if text in ("auto", "none"):
+            return cls(mode=SteeringMode(text))
+        if word == "auto" and (seconds := _seconds(rest)):
+            return cls(mode=SteeringMode.AUTO, training_s=seconds)
+        if match := re.fullmatch(r"random:(\d{1,9})(?::(\d{1,20}))?", text):
+            vectors, seed = int(match[1]), int(match[2] or 0)
+            _check("number of random vectors", vectors, 1, LARGEST_STEERING_VECTORS)
+            _check("seed", seed, 0, (1 << 64) - 1)
+            return cls(mode=SteeringMode.RANDOM, vectors=vectors, seed=seed)
+        if match := re.fullmatch(r"trained:(\d{1,9})(?::(.+))?", text):
+            vectors = int(match[1])
+            seconds = _seconds(match[2]) if match[2] else DEFAULT_TRAINING_S
+            _check("number of trained vectors", vectors, 1, LARGEST_TRAINED_VECTORS)
+            if seconds:
+                return cls(mode=SteeringMode.TRAINED, vectors=vectors, training_s=seconds)
+        elif text and not colon:
+            return cls(mode=SteeringMode.NAMED, text=text)
+        raise UsageError(f"{text!r} does not say which steering vectors to use")
+
+
+def _seconds(text: str) -> float:
+    """Return a time such as 90s or 15m in seconds; 0 when it is none."""
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([smh])", text)
+    return float(match[1]) * _SECONDS[match[2]] if match else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +111,8 @@ class CompressOptions:
         frame_bytes: how long a frame's content may be. Each frame decodes alone.
         chunk_tokens: span of text that one stream codes from a cold start; None chooses by the
             level and the frame's length.
+        steering: which vectors stand before the text; `SteeringChoice.parse` lists what there is.
+        embed_steering: store the vectors of a steering file in the archive, not its name.
     """
 
     model: str = DEFAULT_MODEL
@@ -38,6 +121,8 @@ class CompressOptions:
     window_tokens: int | None = None
     frame_bytes: int = DEFAULT_FRAME_BYTES
     chunk_tokens: int | None = None
+    steering: str = DEFAULT_STEERING
+    embed_steering: bool = False
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -48,6 +133,17 @@ class CompressOptions:
         _check("frame size", self.frame_bytes, SMALLEST_FRAME_BYTES, LARGEST_FRAME_BYTES)
         if self.chunk_tokens is not None:
             _check("chunk", self.chunk_tokens, 1, LARGEST_FRAME_BYTES)
+        if self.embed_steering and self.steering_choice.mode is not SteeringMode.FILE:
+            raise UsageError("only a steering file can be embedded")
+
+    @property
+    def steering_choice(self) -> SteeringChoice:
+        """What `steering` asks for.
+
+        Raises:
+            UsageError: it makes no sense.
+        """
+        return SteeringChoice.parse(self.steering)
 
     @property
     def window(self) -> int:

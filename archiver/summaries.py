@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from archiver.container import (
     Damage,
@@ -15,6 +15,9 @@ from archiver.container import (
 )
 from archiver.container.layout import FORMAT_VERSION
 from archiver.errors import UnsupportedVersionError
+
+if TYPE_CHECKING:
+    from archiver.steering.sections import SteeringInfo
 
 
 def bits_per_byte(archive_bytes: int, content_bytes: int) -> float:
@@ -91,6 +94,7 @@ class ArchiveInfo:
         content_hash: XXH3-64 of the content.
         predictor: model package and settings; None when no frame can need them.
         mixer: version and parameters; None when no frame can need them.
+        steering: what stands before the text; None for nothing.
         frames: every frame, in order.
     """
 
@@ -103,6 +107,7 @@ class ArchiveInfo:
     content_hash: int
     predictor: PredictorSection | None
     mixer: MixerSection | None
+    steering: SteeringInfo | None
     frames: tuple[FrameInfo, ...]
 
     @property
@@ -123,8 +128,12 @@ def describe(archive: IndexedArchive) -> ArchiveInfo:
     Raises:
         FrameDamagedError: a frame's header is not what the index says.
         UnsupportedVersionError: a frame's coding is unknown.
+        HeaderDamagedError, LimitExceededError: the steering section is malformed.
     """
+    from archiver.steering.sections import describe_section
+
     frames = tuple(_frame_info(archive, number) for number in range(1, archive.frame_count + 1))
+    steering = archive.header.steering
     return ArchiveInfo(
         format_version=FORMAT_VERSION,
         archive_bytes=archive.archive_bytes,
@@ -135,6 +144,7 @@ def describe(archive: IndexedArchive) -> ArchiveInfo:
         content_hash=archive.trailer.content_hash,
         predictor=archive.header.predictor,
         mixer=archive.header.mixer,
+        steering=describe_section(steering) if steering else None,
         frames=frames,
     )
 

@@ -11,6 +11,7 @@ Source: FORMAT.md, "Predictor frame payload".
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ from archiver.container.varint import MalformedError, decode_varint, encode_vari
 from archiver.errors import LimitExceededError, UnsupportedVersionError
 from archiver.levels import Chunking
 from archiver.mixing.mixer import MIXER_VERSION
-from archiver.predict.engine import ENGINE_VERSION, Engine
+from archiver.predict.engine import ENGINE_VERSION, Engine, SoftPrompt
 from archiver.text.charsets import UnmappableError
 from archiver.text.detection import charset_spans
 from archiver.text.framing import symbols_of
@@ -86,10 +87,16 @@ class StreamPlan:
         return self.streams if step < self.symbols // self.streams else self.symbols % self.streams
 
 
-def plan_streams(symbols: int, chunking: Chunking) -> StreamPlan:
-    """The streams of a frame: as many as the chunking allows, within the format's limits."""
+def plan_streams(
+    symbols: int, chunking: Chunking, largest: int = LARGEST_STREAM_TOKENS
+) -> StreamPlan:
+    """The streams of a frame: as many as the chunking allows, within the format's limits.
+
+    Args:
+        largest: symbols that a stream may have.
+    """
     chunk_tokens = max(chunking.tokens_min, -(-symbols // chunking.streams))
-    chunk_tokens = min(chunk_tokens, LARGEST_STREAM_TOKENS)
+    chunk_tokens = min(chunk_tokens, largest)
     return StreamPlan(symbols=symbols, streams=min(-(-symbols // chunk_tokens), LARGEST_STREAMS))
 
 
@@ -107,9 +114,26 @@ class FrameCodec:
         """Args: package has the tokenizer, read by `encode` alone; threads None: one a core."""
         self._engine = engine
         self._package = package
-        self._tokenizer: TextTokenizer | None = None
+        self._tokenizer = functools.cache(lambda: TextTokenizer(package))
         self._chunking = chunking
+        self._stream_tokens_max = LARGEST_STREAM_TOKENS - engine.lead
+        self._threads = threads
         self._workers = ModelWorkers(engine, threads)
+
+    def steered(self, prompt: SoftPrompt | None, chunking: Chunking) -> FrameCodec:
+        """A codec over the same weights whose streams begin after a soft prompt, if any.
+
+        Raises:
+            UsageError: window and soft prompt are too long together.
+        """
+        codec = FrameCodec(
+            self._engine if prompt is None else self._engine.steered(prompt),
+            package=self._package,
+            threads=self._threads,
+            chunking=chunking,
+        )
+        codec._tokenizer = self._tokenizer
+        return codec
 
     def worth_trying(self, content: bytes) -> bool:
         """Whether the model may shrink this content: not where its bytes look random."""
@@ -123,13 +147,12 @@ class FrameCodec:
             content: at least one byte; progress: called with bytes finished since the last call.
         """
         assert content
-        if self._tokenizer is None:
-            self._tokenizer = TextTokenizer(self._package)
         vocabulary = self._engine.vocabulary
-        text, transforms = transform(content, charset_spans(content, vocabulary, self._tokenizer))
-        symbols = symbols_of(text, vocabulary, self._tokenizer)
+        tokenizer = self._tokenizer()
+        text, transforms = transform(content, charset_spans(content, vocabulary, tokenizer))
+        symbols = symbols_of(text, vocabulary, tokenizer)
         ranks = symbols.ranks
-        plan = plan_streams(len(ranks), self._chunking)
+        plan = plan_streams(len(ranks), self._chunking, self._stream_tokens_max)
         starts = plan.starts
         run_offsets = np.zeros(len(ranks) + 1, np.int64)
         run_offsets[1:][ranks < 0] = [len(run) for run in symbols.escapes]
@@ -236,7 +259,7 @@ class FrameCodec:
         if not 1 <= streams <= min(count, LARGEST_STREAMS):
             raise PayloadError(f"{streams} streams for {count} symbols")
         plan = StreamPlan(symbols=count, streams=streams)
-        if plan.steps > LARGEST_STREAM_TOKENS:
+        if plan.steps > self._stream_tokens_max:
             raise PayloadError(f"a stream of {plan.steps} symbols")
         needed = self._workers.cache_bytes(streams, plan.steps)
         if needed > CACHE_BYTES_MAX:

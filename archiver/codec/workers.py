@@ -105,7 +105,7 @@ class ModelWorkers:
     def cache_bytes(self, streams: int, steps: int) -> int:
         """Memory for the keys and values of that many streams when decoding."""
         engine = self._engine
-        slots = min(steps, engine.window + 1) + engine.sinks + 32
+        slots = min(engine.lead + steps, engine.window + 1) + engine.sinks + 32
         return streams * slots * len(engine.layers) * engine.kv_heads * (2 * engine.head_dim + 8)
 
     @contextmanager

@@ -64,6 +64,9 @@ keep_going_option = click.option(
     is_flag=True,
     help="Leave out damaged frames, decode the others, say what is lost.",
 )
+steering_file_option = click.option(
+    "--steer", metavar="FILE.steer", help="The steering file that the archive names."
+)
 
 
 def _choose_level(number: int) -> Callable[[click.Context, click.Parameter, bool], None]:

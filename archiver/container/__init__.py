@@ -6,6 +6,8 @@ from archiver.container.layout import (
     Header,
     MixerSection,
     PredictorSection,
+    SteeringKind,
+    SteeringSection,
 )
 from archiver.container.reader import ArchiveReader, EncodedFrame
 from archiver.container.recovery import Damage, DamagedArchive
@@ -24,5 +26,7 @@ __all__ = [
     "IndexedArchive",
     "MixerSection",
     "PredictorSection",
+    "SteeringKind",
+    "SteeringSection",
     "Trailer",
 ]

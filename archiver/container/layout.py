@@ -36,7 +36,8 @@ CHECK = struct.Struct("<I")
 FRAME_HEADER = struct.Struct("<4sBIIQI")
 
 SMALLEST_HEADER_BYTES = HEADER_START.size + CHECK.size
-LARGEST_HEADER_BYTES = SMALLEST_HEADER_BYTES + 0xFFFF
+LARGEST_BODY_BYTES = 0xFFFF
+LARGEST_HEADER_BYTES = SMALLEST_HEADER_BYTES + LARGEST_BODY_BYTES
 FRAME_HEADER_BYTES = FRAME_HEADER.size
 FRAME_CHECKED_BYTES = FRAME_HEADER_BYTES - CHECK.size  # of the header, before the payload
 
@@ -48,14 +49,27 @@ LARGEST_STREAMS = 1024
 LARGEST_STREAM_TOKENS = 65536
 LARGEST_CONTENT_BYTES = 1 << 24
 LARGEST_EXPANSION_BYTES = 1024
+LARGEST_STEERING_VECTORS = 256
+LARGEST_STEERING_BYTES = 1 << 20
 LARGEST_PAYLOAD_BYTES = LARGEST_CONTENT_BYTES + LARGEST_EXPANSION_BYTES
 
 
 class SectionTag(IntEnum):
-    """Which section of the header's body; 3 is kept for side information of the predictor."""
+    """Which section of the header's body."""
 
     PREDICTOR = 1
     MIXER = 2
+    STEERING = 3
+
+
+class SteeringKind(IntEnum):
+    """Where the predictor's steering vectors come from."""
+
+    BUILT_IN = 1
+    TOKENS = 2
+    RANDOM = 3
+    EMBEDDED = 4
+    FILE = 5
 
 
 class FrameCoding(IntEnum):
@@ -131,21 +145,39 @@ class MixerSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SteeringSection:
+    """Which vectors stand before every stream, and what names or holds them (by kind)."""
+
+    kind: SteeringKind
+    fields: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """What a decoder must know before the first frame; empty for frames that need no model."""
 
     predictor: PredictorSection | None = None
     mixer: MixerSection | None = None
+    steering: SteeringSection | None = None
 
 
 def encode_header(header: Header) -> bytes:
-    """Return the header's bytes, its check included."""
+    """Return the header's bytes, its check included.
+
+    Raises:
+        LimitExceededError: the steering vectors in it are too many bytes.
+    """
     body = b""
     if header.predictor is not None:
         body += _section(SectionTag.PREDICTOR, _encode_predictor(header.predictor))
     if header.mixer is not None:
         fields = bytes([header.mixer.version]) + header.mixer.parameters
         body += _section(SectionTag.MIXER, fields)
+    if header.steering is not None:
+        fields = bytes([header.steering.kind]) + header.steering.fields
+        body += _section(SectionTag.STEERING, fields)
+    if len(body) > LARGEST_BODY_BYTES:
+        raise LimitExceededError(f"a header of {len(body)} bytes is too long")
     start = HEADER_START.pack(HEADER_MAGIC, FORMAT_VERSION, 0, len(body)) + body
     return start + CHECK.pack(check32(start))
 
@@ -194,6 +226,7 @@ def _section(tag: SectionTag, fields: bytes) -> bytes:
 def _decode_body(body: bytes) -> Header:
     predictor: PredictorSection | None = None
     mixer: MixerSection | None = None
+    steering: SteeringSection | None = None
     offset, previous_tag = 0, -1
     while offset < len(body):
         tag = body[offset]
@@ -207,11 +240,13 @@ def _decode_body(body: bytes) -> Header:
             predictor = _decode_predictor(body[start:offset])
         elif tag == SectionTag.MIXER:
             mixer = _decode_mixer(body[start:offset])
+        elif tag == SectionTag.STEERING:
+            steering = _decode_steering(body[start:offset])
         elif tag < FIRST_SKIPPABLE_TAG:
             raise UnsupportedVersionError(
                 f"the archive needs a feature that this llmzip lacks (header section {tag})"
             )
-    return Header(predictor=predictor, mixer=mixer)
+    return Header(predictor=predictor, mixer=mixer, steering=steering)
 
 
 def _encode_predictor(section: PredictorSection) -> bytes:
@@ -240,6 +275,18 @@ def _decode_mixer(fields: bytes) -> MixerSection:
     if not fields:
         raise MalformedError("the mixer section is empty")
     return MixerSection(version=fields[0], parameters=fields[1:])
+
+
+def _decode_steering(fields: bytes) -> SteeringSection:
+    if not fields:
+        raise MalformedError("the steering section is empty")
+    try:
+        kind = SteeringKind(fields[0])
+    except ValueError:
+        raise UnsupportedVersionError(
+            f"the archive needs steering vectors of kind {fields[0]}, which this llmzip lacks"
+        ) from None
+    return SteeringSection(kind=kind, fields=fields[1:])
 
 
 # --- frame ----------------------------------------------------------------------------------

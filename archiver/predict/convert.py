@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from archiver.errors import InvalidModelError
-from archiver.predict.engine import LOG2_E, SCALE_MAX, SCALE_MIN
+from archiver.predict.engine import LOG2_E
+from archiver.predict.package import SCALE_MAX, SCALE_MIN
 from archiver.predict.tables import (
     activation_rotation,
     activation_span,

@@ -15,16 +15,20 @@ Source: FORMAT.md, "Predictor".
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from archiver.errors import InvalidModelError, UsageError
 from archiver.predict.kernels import attention, layers
 from archiver.predict.kernels.memory import aligned_zeros
 from archiver.predict.kernels.products import INNER_MAX, Product, choose_backend
 from archiver.predict.kernels.tiles import ROW_SHAPES, TILE_BYTES
+from archiver.predict.package import SCALE_MAX, SCALE_MIN
 from archiver.predict.tables import ROTARY_SPAN, activation_span, rotary_angles
 from archiver.text.vocabulary import Vocabulary
 from archiver.types import Float32Array, Int8Array, Int32Array, UInt8Array
@@ -36,7 +40,6 @@ ENGINE_VERSION = 1
 STREAM_TOKENS_MAX = ROTARY_SPAN * ROTARY_SPAN  # positions that the rotary tables reach: 65,536
 VISIBLE_MAX = 1 << 14  # window + sinks below this keep attention's totals in int32
 LOG2_E = float.fromhex("0x1.71547652b82fep+0")
-SCALE_MIN, SCALE_MAX = 2.0**-40, 2.0**8  # keep every product away from denormals and infinity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +136,41 @@ class Layer:
     down_scales: Float32Array
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SoftPrompt:
+    """Vectors that stand before every stream, coded like embeddings: codes * scales.
+
+    Attributes:
+        codes: int8 [vectors, hidden], in the package's rotated basis.
+        scales: float32 [vectors], SCALE_MIN to SCALE_MAX.
+    """
+
+    codes: Int8Array
+    scales: Float32Array
+
+    def __post_init__(self) -> None:
+        assert self.codes.dtype == np.int8
+        assert self.codes.ndim == 2
+        assert self.scales.dtype == np.float32
+        assert self.scales.shape == self.codes.shape[:1]
+        assert ((self.scales >= SCALE_MIN) & (self.scales <= SCALE_MAX)).all()
+
+
+def _check_visible(window: int, sinks: int) -> None:
+    if not (window >= 1 and sinks >= 0 and window + sinks < VISIBLE_MAX):
+        raise UsageError(
+            f"window {window} with {sinks} sinks: the sum must stay below {VISIBLE_MAX}"
+        )
+
+
 class Engine:
-    """A model package ready to run; holds no state of any stream and may serve many threads."""
+    """A model package ready to run; holds no state of any stream and may serve many threads.
+
+    Attributes:
+        lead: vectors of the soft prompt; the first token of a stream stands at this position.
+        sinks: first positions that every later one sees, the soft prompt's included.
+        prompt_sinks: the soft prompt's keys and values, as a session's sinks; None without one.
+    """
 
     def __init__(
         self, package: ModelPackage, *, window: int, sinks: int, matmul: str | None = None
@@ -149,12 +185,11 @@ class Engine:
         Raises:
             UsageError: window or sinks out of range. InvalidModelError: a malformed package.
         """
-        if not (window >= 1 and sinks >= 0 and window + sinks < VISIBLE_MAX):
-            raise UsageError(
-                f"window {window} with {sinks} sinks: the sum must stay below {VISIBLE_MAX}"
-            )
+        _check_visible(window, sinks)
         config = EngineConfig.of(package)
         self.window, self.sinks = window, sinks
+        self.lead = 0
+        self.prompt_sinks: Caches | None = None
         self.hidden, self.ffn = config.hidden, config.ffn
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.epsilon = config.norm_epsilon
@@ -185,6 +220,27 @@ class Engine:
         self.span = activation_span(self.ffn)
         self.logit_unit = np.float32(LOG2_E / np.sqrt(float(self.head_dim)))
 
+    def steered(self, prompt: SoftPrompt) -> Engine:
+        """An engine over the same weights whose streams begin after a soft prompt.
+
+        The prompt's vectors go through the layers once, in place of embeddings; every later
+        position sees them, beside the sinks that this engine has.
+
+        Raises:
+            UsageError: more is seen than attention can add up.
+        """
+        assert self.lead == 0
+        lead = len(prompt.codes)
+        _check_visible(self.window, self.sinks + lead)
+        steered = copy.copy(self)
+        steered.sinks = self.sinks + lead
+        reader = copy.copy(steered)  # one whose tokens are the vectors
+        reader.embed_codes, reader.embed_scales = prompt.codes, prompt.scales
+        session = Session(reader, streams=1, tokens=lead, steps=lead)
+        session.advance(np.arange(lead, dtype=np.int32)[None])
+        steered.lead, steered.prompt_sinks = lead, session.sinks
+        return steered
+
     def rotary(self, positions: int) -> tuple[Float32Array, Float32Array]:
         """Cosines and sines of the first `positions` positions, float32 [positions, head_dim/2]."""
         return rotary_angles(*self._rotary, positions)
@@ -194,29 +250,42 @@ class Engine:
         return self.head(codes)
 
 
+Caches: TypeAlias = list[tuple[UInt8Array, Int8Array, Float32Array, Float32Array]]
+"""Keys, values and their scales by layer; `attention` describes the layout."""
+
+
 class Session:
-    """The state of some streams that advance together: their keys and values."""
+    """The state of some streams that advance together: their keys and values.
+
+    Attributes:
+        position: where the next token of every stream stands.
+        sinks: keys and values of the first positions.
+    """
 
     def __init__(self, engine: Engine, *, streams: int, tokens: int, steps: int) -> None:
-        """Empty caches for `streams` streams.
+        """Caches for `streams` streams that hold nothing but the engine's soft prompt.
 
         Args:
-            tokens: the longest stream's length, at most STREAM_TOKENS_MAX.
+            tokens: the longest stream's length, at most STREAM_TOKENS_MAX with the soft prompt.
             steps: the most tokens a stream that one call of `advance` brings.
         """
-        assert 1 <= tokens <= STREAM_TOKENS_MAX
+        positions = engine.lead + tokens
+        assert tokens >= 1
+        assert positions <= STREAM_TOKENS_MAX
         self.engine = engine
         self.streams = streams
         self.position = 0
         # Blocks of consecutive rows go through tile registers, where there are any.
         tiled = steps >= 8 and engine.head_dim % TILE_BYTES == 0 and engine.backend.tiled
         unit = attention.TILED_POSITIONS if tiled else 16
-        limit = min(tokens, engine.window + steps + unit)
+        limit = min(positions, engine.window + steps + unit)
         ring = -(-limit // unit) * unit
-        sink_ring = max(unit, -(-engine.sinks // unit) * unit)
+        # As long for every session of an engine: a soft prompt's are copied into others.
+        sink_unit = attention.TILED_POSITIONS
+        sink_ring = max(sink_unit, -(-engine.sinks // sink_unit) * sink_unit)
         kv_heads, head_dim = engine.kv_heads, engine.head_dim
 
-        def caches(slots: int) -> list[tuple[UInt8Array, Int8Array, Float32Array, Float32Array]]:
+        def caches(slots: int) -> Caches:
             # One allocation for all layers: large ones get large pages, which halves the time
             # that a step of many streams takes to read them.
             shape = (len(engine.layers), streams, kv_heads, slots * head_dim)
@@ -232,8 +301,8 @@ class Session:
             )
 
         self._caches = caches(ring)
-        self._sinks = caches(sink_ring)
-        window = min(tokens, engine.window)
+        self.sinks = caches(sink_ring)
+        window = min(positions, engine.window)
         group = engine.heads // kv_heads
         if tiled:
             rows, queries = attention.TILED_ROWS, attention.TILED_ROWS
@@ -249,7 +318,31 @@ class Session:
         )
         if tiled:
             self._scratch += (ROW_SHAPES,)
-        self._cosines, self._sines = engine.rotary(max(tokens, engine.window + engine.sinks))
+        self._cosines, self._sines = engine.rotary(max(positions, engine.window + engine.sinks))
+        if engine.prompt_sinks is not None:
+            self._adopt(engine.prompt_sinks, ring)
+
+    def _adopt(self, prompt: Caches, ring: int) -> None:
+        """The soft prompt's keys and values, computed once, stand at every stream's beginning.
+
+        They come in whole tiles of 16 positions; what such a tile holds beyond the prompt is
+        written before it is seen. Where the ring is shorter than the prompt, later tiles take
+        the place of earlier ones, as `advance` has it.
+        """
+        lead = self.engine.lead
+        for layer in range(len(prompt)):
+            parts: tuple[Sequence[NDArray[Any]], ...] = (
+                self._caches[layer], self.sinks[layer], prompt[layer],
+            )  # fmt: skip
+            for cache, sink, source in zip(*parts, strict=True):
+                sink[...] = source
+                tile = 16 * cache.shape[2] // ring  # items of 16 positions
+                for number in range(-(-lead // 16)):
+                    at = number % (ring // 16)
+                    cache[..., at * tile : (at + 1) * tile] = source[
+                        ..., number * tile : (number + 1) * tile
+                    ]
+        self.position = lead
 
     def advance(self, tokens: Int32Array) -> tuple[Int8Array, Float32Array]:
         """Every stream is `steps` tokens further.
@@ -282,7 +375,7 @@ class Session:
         gated_codes = np.empty((rows, engine.ffn), np.int8)
 
         layers.embed(tokens.reshape(-1), engine.embed_codes, engine.embed_scales, x)
-        for layer, cache, sinks in zip(engine.layers, self._caches, self._sinks, strict=True):
+        for layer, cache, sinks in zip(engine.layers, self._caches, self.sinks, strict=True):
             layers.normalize(x, engine.epsilon, codes, scales)
             layers.project_heads(
                 layer.qkv(codes), scales, layer.qkv_scales, self._cosines, self._sines,

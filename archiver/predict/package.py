@@ -45,6 +45,8 @@ MANIFEST_VERSION = 1
 FOLDER_DIGITS = 16
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_TOKENIZER_BYTES = 64 << 20
+# Scales of codes keep every product away from denormals and infinity.
+SCALE_MIN, SCALE_MAX = 2.0**-40, 2.0**8
 _FINGERPRINT_DOMAIN = b"llmzip-package-1"
 _MANIFEST_KEYS = {
     "manifest_version", "name", "fingerprint", "config", "licence", "history",

@@ -30,7 +30,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def resolve(name: Any, progress: Any = None) -> SimpleNamespace:
         assert name in ("a", "b", toy_codec.FINGERPRINT)
-        return SimpleNamespace(fingerprint=f"{name}")
+        return SimpleNamespace(fingerprint=f"{name}", fingerprint_bytes=b"")
 
     codec = SimpleNamespace(open_codec=open_codec, settings_for=settings_for)
     registry = SimpleNamespace(resolve=resolve, resolve_fingerprint=resolve)

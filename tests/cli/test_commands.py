@@ -188,7 +188,8 @@ def test_verbose_compress_tells_the_parts(run: Run, text_file: Path) -> None:
 def test_info(run: Run, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from archiver.predict import registry
 
-    listing = SimpleNamespace(name="toy", fingerprint="7465737420746f79" + "0" * 48)
+    digits = "7465737420746f79" + "0" * 48
+    listing = SimpleNamespace(name="toy", fingerprint=digits, package=None)
     monkeypatch.setattr(registry, "list_packages", lambda: [listing])
     run("compress", *SMALL, "--window", "512", text_file)
     shown = run("info", "-v", f"{text_file}.llmz").stdout

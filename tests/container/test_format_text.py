@@ -20,7 +20,11 @@ from archiver.container.layout import (
     MixerSection,
     PredictorSection,
     SectionTag,
+    SteeringKind,
+    SteeringSection,
 )
+from archiver.steering import files
+from archiver.steering.priors import PriorKind, ScalesPrior
 from archiver.text import transforms
 from archiver.text.charsets import UPPER_HALVES, Charset
 from archiver.text.transforms import Swap
@@ -77,7 +81,12 @@ def test_every_constant_of_the_format_is_in_the_table() -> None:
     [rows] = tables("Constants")
     listed = {row["name"] for row in rows}
     pattern = re.compile(r"(LARGEST|FIRST|MUST|FORMAT)_[A-Z_]+|[A-Z]+_MAGIC")
-    derived = {"LARGEST_HEADER_BYTES", "LARGEST_PAYLOAD_BYTES", "LARGEST_TRAILER_BYTES"}
+    derived = {
+        "LARGEST_BODY_BYTES",
+        "LARGEST_HEADER_BYTES",
+        "LARGEST_PAYLOAD_BYTES",
+        "LARGEST_TRAILER_BYTES",
+    }
     defined = {name for module in MODULES for name in vars(module) if pattern.fullmatch(name)}
     assert defined - derived == listed
 
@@ -95,8 +104,12 @@ def test_header_fields_agree() -> None:
 def test_section_tags_and_fields_agree() -> None:
     tags = tables("Header")[2]
     assert {row["section"]: int(row["tag"]) for row in tags} == {t.name: t for t in SectionTag}
-    for title, record in (("PREDICTOR", PredictorSection), ("MIXER", MixerSection)):
-        [rows] = tables(f"Section {title}")
+    for title, record in (
+        ("PREDICTOR", PredictorSection),
+        ("MIXER", MixerSection),
+        ("STEERING", SteeringSection),
+    ):
+        rows = tables(f"Section {title}")[0]
         assert [row["field"] for row in rows] == [f.name for f in dataclasses.fields(record)]
     rows = tables("Section PREDICTOR")[0]
     assert int(rows[1]["bytes"]) == layout.FINGERPRINT_BYTES
@@ -120,6 +133,22 @@ def test_trailer_fields_agree() -> None:
     assert [row["field"] for row in entry] == [
         f.name for f in dataclasses.fields(trailer.IndexEntry)
     ]
+
+
+def test_steering_agrees() -> None:
+    kinds = tables("Section STEERING")[1]
+    assert {row["name"]: int(row["kind"]) for row in kinds} == {k.name: k for k in SteeringKind}
+    body, names, fields, *_ = tables("Steering vectors")
+    assert {row["name"]: int(row["prior"]) for row in names} == {k.name: k for k in PriorKind}
+    assert [row["field"] for row in body][:3] == ["vectors", "prior", "scale"]
+    own = {field.name for field in dataclasses.fields(ScalesPrior)}
+    assert own <= {row["field"] for row in fields} | {"ranks"}
+    fields, built_in = tables("Steering files")
+    assert struct_of(fields[:4]).format == files.FILE_START.format
+    assert bytes.fromhex(fields[0]["value"]) == files.FILE_MAGIC
+    assert int(fields[1]["value"]) == files.FILE_VERSION
+    listed = {row["name"]: (int(row["number"]), int(row["fingerprint"], 16)) for row in built_in}
+    assert listed == dict(files.BUILT_IN)
 
 
 def test_errors_named_there_exist() -> None:

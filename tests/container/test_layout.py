@@ -95,7 +95,10 @@ def test_any_body_is_read_or_refused_by_name(body: bytes, version: int, flags: i
         (header_with(b"", version=2), UnsupportedVersionError, "format version 2"),
         (header_with(b"", version=0), UnsupportedVersionError, "format version 0"),
         (header_with(b"", flags=1), UnsupportedVersionError, "flags 0x01"),
-        (header_with(b"\x03\x00"), UnsupportedVersionError, "section 3"),
+        (header_with(b"\x04\x00"), UnsupportedVersionError, "section 4"),
+        (header_with(b"\x03\x00"), HeaderDamagedError, "steering section is empty"),
+        (header_with(b"\x03\x01\x00"), UnsupportedVersionError, "vectors of kind 0"),
+        (header_with(b"\x03\x01\x06"), UnsupportedVersionError, "vectors of kind 6"),
         (header_with(b"\x02\x01\x00\x01\x00"), HeaderDamagedError, "ascending"),
         (header_with(b"\x02\x01\x00\x02\x01\x00"), HeaderDamagedError, "ascending"),
         (header_with(b"\x02\x05\x00"), HeaderDamagedError, "over the end"),
@@ -110,6 +113,17 @@ def test_any_body_is_read_or_refused_by_name(body: bytes, version: int, flags: i
 def test_headers_are_refused_by_name(data: bytes, error: type[ArchiverError], message: str) -> None:
     with pytest.raises(error, match=message):
         layout.decode_header(data)
+
+
+def test_a_header_holds_no_more_than_its_length_can_say() -> None:
+    def header(count: int) -> layout.Header:
+        section = layout.SteeringSection(kind=layout.SteeringKind.EMBEDDED, fields=bytes(count))
+        return Header(steering=section)
+
+    most = header(0xFFFF - 5)  # tag, three bytes of length, kind
+    assert layout.decode_header(layout.encode_header(most)) == most
+    with pytest.raises(LimitExceededError, match="header of 65536 bytes"):
+        layout.encode_header(header(0xFFFF - 4))
 
 
 def test_sections_that_may_be_skipped_are_skipped() -> None:

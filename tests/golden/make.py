@@ -12,15 +12,28 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+
 import archiver
 from archiver.options import CompressOptions
 from archiver.predict import registry
 from archiver.predict.package import ModelPackage
+from archiver.steering.bodies import encode_body, mean_codes
+from archiver.steering.files import SteeringFile
+from archiver.steering.priors import (
+    Base,
+    EmpiricalPrior,
+    GaussianPrior,
+    LloydMaxPrior,
+    Prior,
+    ScalesPrior,
+)
 from tests.support.tiny_models import make_tiny_hf_folder
 
 FOLDER = Path(__file__).parent
@@ -100,6 +113,42 @@ def broken_lines(count: int, seed: int) -> str:
     return text.replace("è", "e").replace(" ", "\r\n ")
 
 
+def _steering(package: ModelPackage, spread: int, scale: float, prior: Prior) -> bytes:
+    """A steering file with two vectors without any pattern, or less: one code in `spread`."""
+    hidden = package.arrays["embed.codes"].shape[1]
+    shape = (2, hidden)
+    numbers = np.frombuffer(scattered(4 * hidden), np.uint8).astype(np.int64)
+    tables = prior.tables(*shape)
+    symbols = numbers[: 2 * hidden] * len(tables.codes) // 256
+    middle = int(np.abs(tables.codes).argmin())
+    symbols = np.where(numbers[2 * hidden :] % spread == 0, symbols, middle)
+    means = mean_codes(prior, scale, 2, package)
+    codes = means + tables.codes[symbols].reshape(shape)
+    body = encode_body(codes.clip(-127, 127).astype(np.int8), scale, prior, package)
+    return SteeringFile(package_fingerprint=package.fingerprint_bytes, body=body).encode()
+
+
+STEERING: dict[str, Callable[[ModelPackage], bytes]] = {
+    "gaussian": lambda package: _steering(
+        package, 1, 0.046875, GaussianPrior(sigma=300, low=-11, high=13)
+    ),
+    "empirical": lambda package: _steering(
+        package, 1, 0.0625, EmpiricalPrior(low=-3, counts=(1, 5, 300, 70000, 256, 6, 1))
+    ),
+    "lloyd_max": lambda package: _steering(
+        package, 1, 0.00390625, LloydMaxPrior(codes=(-127, -30, 5, 31, 127), counts=(1, 7, 9, 7, 1))
+    ),
+    "scales": lambda package: _steering(
+        package,
+        9,
+        0.00390625,
+        ScalesPrior(
+            base=Base(ranks=(7, 300)), stride=1, vector_levels=(16, 30), group_levels=(-6, 0, 4)
+        ),
+    ),
+}
+STEERING_FILE = FOLDER / "gaussian.steer"
+
 GOLDENS = [
     Golden(name="empty", holds="no content, no frame", content=b"", codings=(), options={}),
     Golden(name="one_byte", holds="one byte, stored", content=b"a", codings=(0,), options={}),
@@ -175,6 +224,44 @@ GOLDENS = [
         codings=(2,),
         options={"chunk_tokens": 100},
     ),
+    Golden(
+        name="widest",
+        holds="the widest window",
+        content=TEXT,
+        codings=(2,),
+        options={"window_tokens": 12288},
+    ),
+    Golden(
+        name="steered_tokens",
+        holds="the embeddings of a text before every stream",
+        content=TEXT,
+        codings=(2,),
+        options={"steering": "fixed:The best of times", "window_tokens": 16, "chunk_tokens": 40},
+    ),
+    Golden(
+        name="steered_random",
+        holds="more random vectors than the window is wide",
+        content=TEXT,
+        codings=(2,),
+        options={"steering": "random:20:18446744073709551615", "window_tokens": 16},
+    ),
+    Golden(
+        name="steered_file",
+        holds="the fingerprint of a steering file",
+        content=TEXT,
+        codings=(2,),
+        options={"steering": str(STEERING_FILE), "chunk_tokens": 60},
+    ),
+    *(
+        Golden(
+            name=f"steered_{name}",
+            holds=f"vectors coded by the prior {name}",
+            content=TEXT,
+            codings=(2,),
+            options={"steering": str(FOLDER / f"{name}.steer"), "embed_steering": True},
+        )
+        for name in STEERING
+    ),
 ]
 
 
@@ -188,7 +275,9 @@ def add_model(scratch: Path) -> ModelPackage:
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["LLMZIP_HOME"] = str(Path(scratch) / "home")
-        add_model(Path(scratch))
+        package = add_model(Path(scratch))
+        for name, steering_file in STEERING.items():
+            (FOLDER / f"{name}.steer").write_bytes(steering_file(package))
         for golden in GOLDENS:
             golden.path.write_bytes(golden.compress())
 

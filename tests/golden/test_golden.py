@@ -18,12 +18,13 @@ from archiver.errors import (
     LimitExceededError,
     ModelMissingError,
     NotAnArchiveError,
+    SteeringError,
     TrailerDamagedError,
     TruncatedArchiveError,
     UnsupportedVersionError,
 )
 from archiver.predict.package import ModelPackage
-from tests.golden.make import FINGERPRINT, FOLDER, GOLDENS, Golden
+from tests.golden.make import FINGERPRINT, FOLDER, GOLDENS, STEERING, STEERING_FILE, Golden
 from tests.reference.container import FRAME_HEADER_BYTES, hash32, read_frames, read_header
 from tests.reference.decoder import decode
 
@@ -36,11 +37,17 @@ each_golden = pytest.mark.parametrize("golden", GOLDENS, ids=list(BY_NAME))
 
 def program(archive: bytes) -> bytes:
     """The content by llmzip; a model this small gains nothing by a second thread."""
-    return archiver.decompress(archive, threads=1)
+    return archiver.decompress(archive, threads=1, steering=STEERING_FILE)
 
 
 def test_the_goldens_are_those_listed() -> None:
     assert sorted(path.stem for path in FOLDER.glob("*.llmz")) == sorted(BY_NAME)
+
+
+def test_the_steering_files_are_those_listed(tiny: ModelPackage) -> None:
+    assert sorted(FOLDER.glob("*.steer")) == sorted(FOLDER / f"{name}.steer" for name in STEERING)
+    for name, steering_file in STEERING.items():
+        assert (FOLDER / f"{name}.steer").read_bytes() == steering_file(tiny)
 
 
 def test_the_model_is_the_one_of_the_goldens(tiny: ModelPackage) -> None:
@@ -59,7 +66,7 @@ def test_the_reference_decodes_it(golden: Golden, tiny: ModelPackage) -> None:
     archive = golden.path.read_bytes()
     frames, _ = read_frames(archive, read_header(archive).archive_bytes)
     assert tuple(frame.coding for frame in frames) == golden.codings
-    assert decode(archive, tiny.path) == golden.content
+    assert decode(archive, tiny.path, STEERING_FILE.read_bytes()) == golden.content
 
 
 @each_golden
@@ -132,6 +139,13 @@ def sections_cut(count: int) -> Change:
     return change
 
 
+def most_sinks_and_vectors(parts: Parts) -> None:
+    """4,095 sinks and 256 random vectors beside the window."""
+    predictor, mixer = bytes(parts.header[12:-3]), bytes(parts.header[-3:])
+    body = bytes([1, len(predictor) + 1]) + predictor[:-1] + b"\xff\x1f" + mixer
+    parts.set_body(body + bytes.fromhex("03 04 03 80 02 00"))
+
+
 def frame_field(number: int, offset: int, data: str) -> Change:
     def change(parts: Parts) -> None:
         value = bytes.fromhex(data)
@@ -198,7 +212,33 @@ MALFORMED: dict[str, tuple[str, Change, type[ArchiverError], tuple[int, ...]]] =
     "a section without its fields": ("text", header_byte(24, 0), HeaderDamagedError, ()),
     "a section over the body": ("text", header_byte(24, 9), HeaderDamagedError, ()),
     "a section twice": ("text", body_with(after="02 01 01"), HeaderDamagedError, ()),
-    "an unknown section": ("text", body_with(after="03 00"), UnsupportedVersionError, ()),
+    "an unknown section": ("text", body_with(after="04 00"), UnsupportedVersionError, ()),
+    "no kind of steering": ("text", body_with(after="03 00"), HeaderDamagedError, ()),
+    "another kind of steering": ("text", body_with(after="03 01 06"), UnsupportedVersionError, ()),
+    "unknown built-in vectors": ("text", body_with(after="03 02 01 FF"), UnsupportedVersionError,
+                                 ()),
+    "two built-in numbers": ("text", body_with(after="03 03 01 01 01"), HeaderDamagedError, ()),
+    "no tokens": ("text", body_with(after="03 02 02 00"), HeaderDamagedError, ()),
+    "too many tokens": ("text", body_with(after="03 03 02 81 02"), LimitExceededError, ()),
+    "absurdly many tokens": ("text", body_with(after="03 06 02 FF FF FF FF 0F"),
+                             LimitExceededError, ()),
+    "fewer tokens than said": ("text", body_with(after="03 03 02 02 01"), HeaderDamagedError, ()),
+    "more tokens than said": ("text", body_with(after="03 04 02 01 01 01"), HeaderDamagedError,
+                              ()),
+    "no such token": ("text", body_with(after="03 04 02 01 FF 7F"), HeaderDamagedError, ()),
+    "too many random vectors": ("text", body_with(after="03 04 03 81 02 00"), LimitExceededError,
+                                ()),
+    "no seed": ("text", body_with(after="03 02 03 01"), HeaderDamagedError, ()),
+    "bytes after a seed": ("text", body_with(after="03 04 03 01 05 05"), HeaderDamagedError, ()),
+    "an empty body": ("text", body_with(after="03 01 04"), HeaderDamagedError, ()),
+    "too many embedded vectors": ("text", body_with(after="03 03 04 81 02"), LimitExceededError,
+                                  ()),
+    "an unknown prior": ("text", body_with(after="03 05 04 01 09 00 3F"), HeaderDamagedError, ()),
+    "a code beyond the range": ("text", body_with(
+        after="03 0C 04 01 01 00 3F 40 00 01 FF FF FF FF"), HeaderDamagedError, ()),
+    "no steering file": ("text", body_with(after="03 09 05" + 8 * "00"), SteeringError, ()),
+    "half a fingerprint": ("text", body_with(after="03 05 05" + 4 * "00"), HeaderDamagedError, ()),
+    "more seen than can be": ("widest", most_sinks_and_vectors, LimitExceededError, ()),
     "the last such section": ("text", body_with(after="7F 01 05"), UnsupportedVersionError, ()),
     "a section out of order": ("text", body_with(before="80 00"), HeaderDamagedError, ()),
     "a section of a long varint": ("text", body_with(after="80 81 00"), HeaderDamagedError, ()),
@@ -273,7 +313,7 @@ def test_what_may_be_skipped_is(case: str, tiny: ModelPackage) -> None:
     parts = Parts(name)
     change(parts)
     assert program(parts.archive()) == BY_NAME[name].content
-    assert decode(parts.archive(), tiny.path) == BY_NAME[name].content
+    assert decode(parts.archive(), tiny.path, STEERING_FILE.read_bytes()) == BY_NAME[name].content
 
 
 def at(offset: int, data: str) -> Callable[[bytes], bytes]:
@@ -321,7 +361,7 @@ def expect(
     archive: bytes, tiny: ModelPackage, error: type[ArchiverError], frame_number: int | None = None
 ) -> None:
     """The program and the reference both reject the archive, with this error."""
-    for reject in (program, lambda data: decode(data, tiny.path)):
+    for reject in (program, lambda data: decode(data, tiny.path, STEERING_FILE.read_bytes())):
         with pytest.raises(error) as caught:
             reject(archive)
         assert type(caught.value) is error

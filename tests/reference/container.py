@@ -63,11 +63,20 @@ class MixerSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SteeringSection:
+    """The fields of section STEERING."""
+
+    kind: int
+    fields: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """What the header's sections say; None where a section is absent."""
 
     predictor: PredictorSection | None
     mixer: MixerSection | None
+    steering: SteeringSection | None
     archive_bytes: int
 
 
@@ -97,20 +106,20 @@ def read_uint(data: bytes, offset: int, size: int) -> int:
     return int.from_bytes(data[offset : offset + size], "little")
 
 
-def read_varint(data: bytes, offset: int) -> tuple[int, int]:
-    """A varint below 2^32 at `offset`, and the offset after it.
+def read_varint(data: bytes, offset: int, bits: int = 32) -> tuple[int, int]:
+    """A varint below 2^32 (or 2^64) at `offset`, and the offset after it.
 
     Raises:
         MalformedError: it is not the shortest form, too large, or ends with the data.
     """
     value = 0
-    for group in range(5):
+    for group in range(5 if bits == 32 else 10):
         if offset + group >= len(data):
             raise MalformedError("a varint ends too early")
         byte = data[offset + group]
         value |= (byte & 0x7F) << (7 * group)
         if byte < 0x80:
-            if (byte == 0 and group > 0) or value >= 1 << 32:
+            if (byte == 0 and group > 0) or value >= 1 << bits:
                 raise MalformedError("a varint is too long")
             return value, offset + group + 1
     raise MalformedError("a varint is too long")
@@ -140,18 +149,20 @@ def read_header(archive: bytes) -> Header:
     if archive[7] & MUST_UNDERSTAND_FLAGS:
         raise UnsupportedVersionError(f"flags {archive[7]:#x}")
     end = 10 + read_uint(archive, 8, 2)
-    predictor = mixer = None
+    predictor = mixer = steering = None
     try:
         for tag, fields in _read_sections(archive[10:end]):
             if tag == 1:
                 predictor = _read_predictor_section(fields)
             elif tag == 2:
                 mixer = _read_mixer_section(fields)
+            elif tag == 3:
+                steering = _read_steering_section(fields)
             elif tag < FIRST_SKIPPABLE_TAG:
                 raise UnsupportedVersionError(f"section {tag} is unknown")
     except MalformedError as error:
         raise HeaderDamagedError(str(error)) from error
-    return Header(predictor=predictor, mixer=mixer, archive_bytes=end + 4)
+    return Header(predictor=predictor, mixer=mixer, steering=steering, archive_bytes=end + 4)
 
 
 def _header_is_intact(archive: bytes) -> bool:
@@ -196,6 +207,14 @@ def _read_mixer_section(fields: bytes) -> MixerSection:
     if len(fields) - 1 > LARGEST_MIXER_BYTES:
         raise LimitExceededError("the mixer has too many parameters")
     return MixerSection(version=fields[0], parameters=fields[1:])
+
+
+def _read_steering_section(fields: bytes) -> SteeringSection:
+    if not fields:
+        raise MalformedError("section STEERING is empty")
+    if not 1 <= fields[0] <= 5:
+        raise UnsupportedVersionError(f"steering vectors of kind {fields[0]}")
+    return SteeringSection(kind=fields[0], fields=fields[1:])
 
 
 # Frames

@@ -1,7 +1,7 @@
 """An archive's content: the whole of FORMAT.md, front to back.
 
 Command:
-    python -m tests.reference.decoder ARCHIVE PACKAGE_FOLDER > CONTENT
+    python -m tests.reference.decoder ARCHIVE PACKAGE_FOLDER [STEERING_FILE] > CONTENT
 """
 
 from __future__ import annotations
@@ -9,7 +9,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from archiver.errors import FrameDamagedError, ModelMissingError, UnsupportedVersionError
+from archiver.errors import (
+    FrameDamagedError,
+    LimitExceededError,
+    ModelMissingError,
+    UnsupportedVersionError,
+)
 from tests.reference.coder import Contexts, RangeDecoder, TokenTree
 from tests.reference.container import (
     RAW,
@@ -18,6 +23,7 @@ from tests.reference.container import (
     MalformedError,
     MixerSection,
     PredictorSection,
+    SteeringSection,
     check_trailer,
     check_whole,
     decode_zstd,
@@ -28,6 +34,7 @@ from tests.reference.container import (
 )
 from tests.reference.package import Package, read_package
 from tests.reference.predictor import Model, Stream
+from tests.reference.steering import steering_vectors
 from tests.reference.transforms import read_fields, undo
 
 ENGINE_VERSION = 1
@@ -36,8 +43,11 @@ LARGEST_STREAMS = 1024
 LARGEST_STREAM_TOKENS = 65536
 
 
-def decode(archive: bytes, package_folder: Path) -> bytes:
+def decode(archive: bytes, package_folder: Path, steering_file: bytes | None = None) -> bytes:
     """The content of an archive.
+
+    Args:
+        steering_file: the one that the archive names, if it names one.
 
     Raises:
         ArchiverError: it must be rejected; the class is the one that FORMAT.md names.
@@ -57,7 +67,11 @@ def decode(archive: bytes, package_folder: Path) -> bytes:
                 if header.predictor is None or header.mixer is None:
                     raise MalformedError("the header lacks a section for it")
                 predictor = predictor or FramePredictor(
-                    header.predictor, header.mixer, package_folder
+                    header.predictor,
+                    header.mixer,
+                    package_folder,
+                    header.steering,
+                    steering_file,
                 )
                 content = predictor.decode(frame)
         except MalformedError as error:
@@ -74,7 +88,12 @@ class FramePredictor:
     """Decodes frames of coding PREDICTOR with one model and one pair of window and sinks."""
 
     def __init__(
-        self, section: PredictorSection, mixer: MixerSection, package_folder: Path
+        self,
+        section: PredictorSection,
+        mixer: MixerSection,
+        package_folder: Path,
+        steering: SteeringSection | None = None,
+        steering_file: bytes | None = None,
     ) -> None:
         if section.engine_version != ENGINE_VERSION:
             raise UnsupportedVersionError(f"engine version {section.engine_version}")
@@ -83,6 +102,11 @@ class FramePredictor:
         package: Package = read_package(package_folder)
         if package.fingerprint[:8] != section.package_fingerprint:
             raise ModelMissingError(f"the archive needs {section.package_fingerprint.hex()}")
+        self._vectors = (
+            [] if steering is None else steering_vectors(steering, package, steering_file)
+        )
+        if section.window_tokens + section.sink_tokens + len(self._vectors) >= 16384:
+            raise LimitExceededError("window, sinks and steering vectors")
         self._section = section
         self._model = Model(package)
         self._tokens = package.tokens()
@@ -111,7 +135,7 @@ class FramePredictor:
             raise MalformedError(f"{symbols} symbols")
         longer = symbols % stream_count
         lengths = [symbols // stream_count + (n < longer) for n in range(stream_count)]
-        if max(lengths) > LARGEST_STREAM_TOKENS:
+        if max(lengths) + len(self._vectors) > LARGEST_STREAM_TOKENS:
             raise MalformedError("a stream is too long")
 
         range_decoder = RangeDecoder(frame.payload[offset:])
@@ -123,6 +147,7 @@ class FramePredictor:
                 positions=length,
                 window_tokens=self._section.window_tokens,
                 sink_tokens=self._section.sink_tokens,
+                vectors=self._vectors,
             )
             for length in lengths
         ]
@@ -154,5 +179,6 @@ class FramePredictor:
 
 
 if __name__ == "__main__":
-    archive_file, folder = map(Path, sys.argv[1:])
-    sys.stdout.buffer.write(decode(archive_file.read_bytes(), folder))
+    archive_file, folder, *steering_files = map(Path, sys.argv[1:])
+    steering = steering_files[0].read_bytes() if steering_files else None
+    sys.stdout.buffer.write(decode(archive_file.read_bytes(), folder, steering))

@@ -8,6 +8,9 @@ Matrix products are integer products of int64: at most 127 * 127 times the vecto
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -99,20 +102,51 @@ class Memory:
         self.values[p], self.value_scales[p] = value.codes, value.scale()
 
 
-class Stream:
-    """One stream of up to `positions` tokens; `step` takes one input and gives the weights."""
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A steering vector: codes of H coordinates, and what a code is worth."""
 
-    def __init__(self, model: Model, *, positions: int, window_tokens: int, sink_tokens: int):
+    codes: Integers
+    scale: np.float32
+
+    def values(self) -> Float32s:
+        """f32(code) * scale."""
+        return to_f32(self.codes) * self.scale
+
+
+class Stream:
+    """One stream of up to `positions` tokens; `step` takes one input and gives the weights.
+
+    The steering vectors, if any, have taken the first positions when it is made.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        positions: int,
+        window_tokens: int,
+        sink_tokens: int,
+        vectors: Sequence[Vector] = (),
+    ):
         self.model = model
         self.W = window_tokens
-        self.K = sink_tokens
+        self.K = sink_tokens + len(vectors)
         self.position = 0
+        positions += len(vectors)
         self.memories = [Memory(positions, model.B, model.D) for _ in model.layers]
+        for vector in vectors:
+            self._advance(vector.values())
 
     def step(self, token: int) -> Integers:
         """The weights by rank, 1 to 2^30 + 1, of the token at this position."""
         model = self.model
-        x = model.embed_codes[token].astype(np.float32) * model.embed_scales[token]
+        return self._advance(
+            model.embed_codes[token].astype(np.float32) * model.embed_scales[token]
+        )
+
+    def _advance(self, x: Float32s) -> Integers:
+        model = self.model
         for layer, memory in zip(model.layers, self.memories, strict=True):
             x = x + self._attention(x, layer, memory)
             x = x + self._feed_forward(x, layer)

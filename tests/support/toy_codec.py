@@ -6,6 +6,7 @@ import random
 import time
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from archiver import frames
@@ -75,7 +76,9 @@ def header_for(options: CompressOptions) -> Header:
     return Header(predictor=predictor, mixer=MixerSection(version=1, parameters=b""))
 
 
-def codec_for_writing(options: CompressOptions, model_progress: Any) -> tuple[ToyCodec, Header]:
+def codec_for_writing(
+    options: CompressOptions, model_progress: Any, sample: bytes
+) -> tuple[ToyCodec, Header]:
     if options.model == "missing":
         raise ModelMissingError("no model 'missing'")
     if model_progress:
@@ -84,7 +87,9 @@ def codec_for_writing(options: CompressOptions, model_progress: Any) -> tuple[To
     return ToyCodec(), header_for(options)
 
 
-def codec_for_reading(header: Header, threads: int | None, model_progress: Any) -> ToyCodec:
+def codec_for_reading(
+    header: Header, threads: int | None, model_progress: Any, steering_file: Path | None
+) -> ToyCodec:
     assert header.predictor is not None
     if header.predictor.package_fingerprint != FINGERPRINT:
         raise ModelMissingError("no model with that fingerprint")

@@ -1,0 +1,368 @@
+"""Steering vectors that suit some texts, by gradient descent on the bits that the texts take.
+
+    texts ─┬─ held-out windows ───────────────────── bits, now and then ── best vectors so far
+           └─ windows from random places ── bits ┬── gradients ── AdamW ── vectors
+                        (and, if charged, the vectors' own bits) ┘
+
+Every window begins as a stream does: cold, after the vectors and the start token. Vectors begin
+as the embeddings of a span of the texts, the best of some, or as those that are given.
+
+With a `charge`, the vectors are meant to be stored with the text: their bits under a normal
+distribution around the beginning, one sigma a vector, count beside the text's, and noise of one
+quantization step stands for the rounding to come (as in learned image compression).
+
+Source: Lester, Al-Rfou, Constant, "The Power of Scale for Parameter-Efficient Prompt Tuning"
+(2021); Balle et al., "Variational image compression with a scale hyperprior" (2018).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from archiver.errors import UsageError
+from archiver.steering.llama import TrainingModel
+from archiver.types import Float32Array, Int32Array, Int64Array
+
+WINDOW_TOKENS = 384
+WINDOWS_A_STEP = 2
+LEARNING_RATE = 0.02  # embeddings have a standard deviation of about 0.12
+WARM_UP_STEPS = 5
+BEGINNINGS = 12  # spans of text that are tried
+TRIAL_TOKENS = 64
+TRIAL_WINDOWS = 6
+HELD_OUT_WINDOWS = 10
+HELD_OUT_PART = 8  # at most one window in so many
+EVALUATE_EVERY = 20
+PATIENCE = 6  # evaluations without a gain before training ends
+
+Report = Callable[["TrainingState"], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """What storing the vectors costs, beside how much text they serve.
+
+    Attributes:
+        streams: how many times the gain of one window is reaped.
+        step: the quantization step to come.
+    """
+
+    streams: float
+    step: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSettings:
+    """Attributes:
+    vectors: how many; seed: of every random choice.
+    steps: how many at most; limit_s: time in all, resumed runs included; None for no limit.
+    """
+
+    vectors: int
+    seed: int = 0
+    steps: int = 200
+    limit_s: float | None = None
+    charge: Charge | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingState:
+    """Where a training is.
+
+    Attributes:
+        step: done so far; part: of the whole, 0 to 1.
+        plain_bits: a held-out window's bits without vectors; best_bits: with the best so far,
+            and their share of the charge.
+    """
+
+    step: int
+    part: float
+    plain_bits: float
+    best_bits: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainedVectors:
+    """The best vectors found, float32 [vectors, hidden], and what they do for held-out windows.
+
+    Attributes:
+        base_ranks: the tokens that they began as; empty where they began as given vectors.
+        plain_bits, best_bits: as in `TrainingState`.
+    """
+
+    values: Float32Array
+    base_ranks: tuple[int, ...]
+    plain_bits: float
+    best_bits: float
+
+
+class Trainer:
+    """A training that can be stopped and resumed."""
+
+    def __init__(
+        self,
+        model: TrainingModel,
+        texts: Sequence[Int32Array],
+        settings: TrainingSettings,
+        *,
+        beginning: Float32Array | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
+        """Prepare windows and a beginning, or go on where a checkpoint is.
+
+        Args:
+            texts: ranks of each text, int32; negative ones (escapes) are left out.
+            beginning: float32 [vectors, hidden], what the vectors begin as.
+            checkpoint: where to keep the state; removed by nobody.
+
+        Raises:
+            UsageError: the texts are too short, or the checkpoint is of another training.
+        """
+        self._model = model
+        self._settings = settings
+        self._checkpoint = checkpoint
+        self._windows = _Windows(texts, model.device)
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        self._held_out = self._windows.held_out()
+        self._used_s = 0.0
+        self._step = 0
+        self._stale = 0
+        if checkpoint is not None and checkpoint.exists():
+            self._resume(checkpoint)
+            return
+        self._plain_bits = self._window_bits(self._model.embeddings[:0])
+        if beginning is None:
+            self._base_ranks = self._best_span()
+            base = self._model.embeddings[list(self._base_ranks)].clone()
+        else:
+            self._base_ranks = ()
+            base = torch.from_numpy(beginning).to(model.device)
+        self._begin(base)
+        self._best = (self._window_bits(base), base.clone())
+
+    @property
+    def done(self) -> bool:
+        """Whether the time or the steps are used up, or nothing is gained any more."""
+        return self._part(self._used_s) >= 1 or self._stale >= PATIENCE
+
+    def run(self, report: Report | None = None, pause_after_s: float = math.inf) -> TrainedVectors:
+        """Train until done; return the best vectors.
+
+        Args:
+            report: told of the state after every step.
+            pause_after_s: stop earlier, after so long, with the state in the checkpoint.
+        """
+        begun_s = time.monotonic()
+        used_before_s = self._used_s
+        while not self.done and time.monotonic() - begun_s < pause_after_s:
+            self._descend(self._part(self._used_s))
+            self._used_s = used_before_s + time.monotonic() - begun_s
+            if self._step % EVALUATE_EVERY == 0 or self.done:
+                self._evaluate()
+            if report:
+                report(self.state)
+        self._keep()
+        return TrainedVectors(
+            values=self._best[1].cpu().numpy(),
+            base_ranks=self._base_ranks,
+            plain_bits=self._plain_bits,
+            best_bits=self._best[0],
+        )
+
+    @property
+    def state(self) -> TrainingState:
+        """Where the training is."""
+        return TrainingState(
+            step=self._step,
+            part=min(self._part(self._used_s), 1.0),
+            plain_bits=self._plain_bits,
+            best_bits=self._best[0],
+        )
+
+    def _part(self, used_s: float) -> float:
+        limit_s = self._settings.limit_s
+        by_time = used_s / limit_s if limit_s else 0.0
+        return max(self._step / self._settings.steps, by_time)
+
+    def _begin(self, base: Tensor) -> None:
+        self._base = base
+        self._vectors = torch.nn.Parameter(base.clone())
+        # A little more than what rounds to nothing, so that the charge begins near nothing.
+        self._log_sigma = torch.nn.Parameter(torch.full((len(base), 1), -1.5, device=base.device))
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": [self._vectors], "weight_decay": 0.0},
+                {"params": [self._log_sigma], "weight_decay": 0.0},
+            ],
+            lr=LEARNING_RATE,
+        )
+
+    def _best_span(self) -> tuple[int, ...]:
+        """The tokens of the span after which some windows take the fewest bits."""
+        windows = self._windows.draw(TRIAL_WINDOWS, TRIAL_TOKENS, self._generator)
+        spans = self._windows.draw(BEGINNINGS, self._settings.vectors, self._generator)
+        with torch.no_grad():
+            bits = [
+                float(self._model.bits(self._model.embeddings[span], windows).mean())
+                for span in spans
+            ]
+        return tuple(spans[int(np.argmin(bits))].tolist())
+
+    def _descend(self, part: float) -> None:
+        """One step of AdamW, its rate on a cosine."""
+        warm = min(1.0, (self._step + 1) / WARM_UP_STEPS)
+        rate = LEARNING_RATE * warm * 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
+        self._optimizer.param_groups[0]["lr"] = rate
+        self._optimizer.param_groups[1]["lr"] = 3 * rate
+        windows = self._windows.draw(WINDOWS_A_STEP, WINDOW_TOKENS, self._generator)
+        vectors: Tensor = self._vectors
+        if self._settings.charge is not None:
+            noise = torch.rand(vectors.shape, generator=self._generator) - 0.5
+            vectors = vectors + noise.to(vectors.device) * self._settings.charge.step
+        loss = self._model.bits(vectors, windows).sum(1).mean() + self._charged(vectors)
+        self._optimizer.zero_grad()
+        (loss / WINDOW_TOKENS).backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._step += 1
+
+    def _charged(self, vectors: Tensor) -> Tensor:
+        """A window's share of the vectors' own bits."""
+        charge = self._settings.charge
+        if charge is None:
+            return torch.zeros((), device=vectors.device)
+        sigma = self._log_sigma.exp()
+        steps = (vectors - self._base) / charge.step
+        mass = torch.special.ndtr((steps + 0.5) / sigma) - torch.special.ndtr((steps - 0.5) / sigma)
+        return -torch.log2(mass.clamp_min(2.0**-22)).sum() / charge.streams
+
+    def _window_bits(self, vectors: Tensor) -> float:
+        with torch.no_grad():
+            return float(self._model.bits(vectors, self._held_out).sum(1).mean())
+
+    def _evaluate(self) -> None:
+        """The best vectors so far are known; rounded as they would be, where they are charged."""
+        with torch.no_grad():
+            vectors = self._vectors.detach().clone()
+            if self._settings.charge is not None:
+                step = self._settings.charge.step
+                vectors = self._base + torch.round((vectors - self._base) / step) * step
+            bits = self._window_bits(vectors) + float(self._charged(vectors))
+        if bits < self._best[0]:
+            self._best = (bits, vectors)
+            self._stale = 0
+        else:
+            self._stale += 1
+
+    # --- checkpoints ------------------------------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        return dataclasses.asdict(self._settings) | {"texts": self._windows.digest}
+
+    def _keep(self) -> None:
+        if self._checkpoint is None:
+            return
+        state = {
+            "identity": self._identity(),
+            "step": self._step,
+            "used_s": self._used_s,
+            "stale": self._stale,
+            "plain_bits": self._plain_bits,
+            "base_ranks": self._base_ranks,
+            "base": self._base.cpu(),
+            "best_bits": self._best[0],
+            "best": self._best[1].cpu(),
+            "vectors": self._vectors.detach().cpu(),
+            "log_sigma": self._log_sigma.detach().cpu(),
+            "optimizer": self._optimizer.state_dict(),
+            "generator": self._generator.get_state(),
+        }
+        scratch = self._checkpoint.with_name(self._checkpoint.name + ".part")
+        torch.save(state, scratch)
+        os.replace(scratch, self._checkpoint)
+
+    def _resume(self, checkpoint: Path) -> None:
+        try:
+            state: dict[str, Any] = torch.load(
+                checkpoint, map_location=self._model.device, weights_only=True
+            )
+            identity = state["identity"]
+        except Exception as error:  # torch raises whatever unpickling raises
+            raise UsageError(f"{checkpoint} is not a checkpoint: {error}") from error
+        if identity != self._identity():
+            raise UsageError(f"{checkpoint} is the checkpoint of another training")
+        self._begin(state["base"])
+        with torch.no_grad():
+            self._vectors.copy_(state["vectors"])
+            self._log_sigma.copy_(state["log_sigma"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._generator.set_state(state["generator"].cpu())
+        self._step, self._used_s, self._stale = state["step"], state["used_s"], state["stale"]
+        self._plain_bits, self._base_ranks = state["plain_bits"], tuple(state["base_ranks"])
+        self._best = (state["best_bits"], state["best"])
+
+
+class _Windows:
+    """Windows of some texts: those held out, evenly spread, and random ones beside them.
+
+    Texts are drawn in proportion to the square root of their lengths.
+    """
+
+    def __init__(self, texts: Sequence[Int32Array], device: torch.device) -> None:
+        kept = [text[text >= 0].astype(np.int64) for text in texts]
+        kept = [text for text in kept if len(text) >= WINDOW_TOKENS]
+        if sum(map(len, kept)) < 2 * HELD_OUT_PART * WINDOW_TOKENS:
+            raise UsageError(
+                f"training needs texts of {2 * HELD_OUT_PART * WINDOW_TOKENS:,} tokens and more"
+            )
+        self._texts = kept
+        self._device = device
+        self._shares = torch.tensor([math.sqrt(len(text)) for text in kept])
+        self._held: list[list[int]] = [[] for _ in kept]  # beginnings of held-out windows
+        room = sum(len(text) // WINDOW_TOKENS for text in kept)
+        for number in range(min(HELD_OUT_WINDOWS, room // HELD_OUT_PART)):
+            which = number % len(kept)
+            places = (len(kept[which]) - WINDOW_TOKENS) // WINDOW_TOKENS + 1
+            turn = number // len(kept)
+            # The golden ratio spreads any number of places evenly.
+            place = int(places * (((turn + 1) * 0.6180339887498949) % 1.0))
+            if place * WINDOW_TOKENS not in self._held[which]:
+                self._held[which].append(place * WINDOW_TOKENS)
+
+    @property
+    def digest(self) -> list[tuple[int, int]]:
+        """Enough to tell other texts from these."""
+        return [
+            (len(text), int((text * np.arange(1, len(text) + 1)).sum())) for text in self._texts
+        ]
+
+    def held_out(self) -> Tensor:
+        """The held-out windows, int64 [windows, WINDOW_TOKENS]."""
+        found = [
+            text[begin : begin + WINDOW_TOKENS]
+            for text, held in zip(self._texts, self._held, strict=True)
+            for begin in held
+        ]
+        return torch.from_numpy(np.stack(found)).to(self._device)
+
+    def draw(self, count: int, tokens: int, generator: torch.Generator) -> Tensor:
+        """Windows from random places that overlap none of those held out, int64 [count, tokens]."""
+        found: list[Int64Array] = []
+        while len(found) < count:
+            which = int(torch.multinomial(self._shares, 1, generator=generator))
+            text = self._texts[which]
+            begin = int(torch.randint(len(text) - tokens + 1, (1,), generator=generator))
+            held = self._held[which]
+            if all(begin + tokens <= at or begin >= at + WINDOW_TOKENS for at in held):
+                found.append(text[begin : begin + tokens])
+        return torch.from_numpy(np.stack(found)).to(self._device)

@@ -1,0 +1,1 @@
+"""The built-in steering files, and what makes them."""

@@ -1,0 +1,113 @@
+"""Trains one of the built-in steering files; says what each was made from.
+
+    python -m archiver.steering.vectors.make NAME TRAINING_FOLDER --checkpoint FILE [--pause S]
+
+Without --pause it runs to the end; with it, it stops after so many seconds, and the same command
+goes on. The texts are public (their names in the training folder, sources and hashes in its
+SOURCES.tsv) and apart from every benchmark text. A file that is made once stays; see BUILT_IN in
+`archiver.steering.files`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from archiver.options import DEFAULT_MODEL
+from archiver.predict import registry
+from archiver.steering import quantizers
+from archiver.steering.bodies import encode_body
+from archiver.steering.files import SUFFIX, SteeringFile
+from archiver.steering.llama import TrainingModel
+from archiver.steering.train import Trainer, TrainingSettings, TrainingState
+from archiver.text.framing import symbols_of
+from archiver.text.tokenizer import TextTokenizer
+from archiver.text.vocabulary import Vocabulary
+
+VECTORS = 16
+BINS = 63  # 5 bits a coordinate; rounding costs less than 0.01 % of the text's bits
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a built-in file was made from: texts of the training folder, steps, seed."""
+
+    texts: tuple[str, ...]
+    steps: int = 160
+    seed: int = 0
+
+
+RECIPES = {
+    "prose": Recipe(
+        texts=(
+            "prose_dickens_4m",
+            "prose_moby_dick_700k.txt",
+            "prose_war_and_peace_800k.txt",
+            "prose_bible_400k.txt",
+        )
+    ),
+    "wiki": Recipe(
+        texts=(
+            "wiki_enwik8_1100000_800000",
+            "wiki_enwik8_3000000_1000000",
+            "wiki_mars_en.txt",
+        )
+    ),
+    "code": Recipe(texts=("code_libzpaq.cpp", "code_brotli_decode.js")),
+    "logs": Recipe(
+        texts=(
+            "logs_Apache_2k.log",
+            "logs_Hadoop_2k.log",
+            "logs_Zookeeper_2k.log",
+            "logs_apache_access_400k.log",
+        )
+    ),
+    "russian": Recipe(texts=("russian_wiki_sentences_800k.txt",)),
+}
+
+
+def main() -> None:
+    """Train, and write the file when done."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("training", type=Path)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--pause", type=float, default=float("inf"))
+    arguments = parser.parse_args()
+    recipe = RECIPES[arguments.name]
+    package = registry.resolve(DEFAULT_MODEL)
+    names = ("tokens.data", "tokens.offsets", "tokens.rank_of_id")
+    vocabulary = Vocabulary.build(*(np.array(package.arrays[name]) for name in names))
+    tokenizer = TextTokenizer(package)
+    trainer = Trainer(
+        TrainingModel(package),
+        [
+            symbols_of((arguments.training / text).read_bytes(), vocabulary, tokenizer).ranks
+            for text in recipe.texts
+        ],
+        TrainingSettings(vectors=VECTORS, steps=recipe.steps, seed=recipe.seed),
+        checkpoint=arguments.checkpoint,
+    )
+
+    def report(state: TrainingState) -> None:
+        if state.step % 10 == 0:
+            saved = 1 - state.best_bits / state.plain_bits
+            print(f"{state.step}: {saved:.2%} of held-out windows", file=sys.stderr, flush=True)
+
+    found = trainer.run(report, arguments.pause)
+    if not trainer.done:
+        return
+    quantized = quantizers.gaussian(found.values, BINS)
+    body = encode_body(quantized.codes, quantized.scale, quantized.prior, package)
+    file = SteeringFile(package_fingerprint=package.fingerprint_bytes, body=body)
+    (FOLDER / f"{arguments.name}{SUFFIX}").write_bytes(file.encode())
+    print(f'"{arguments.name}": (number, 0x{file.fingerprint:016X}),')
+
+
+if __name__ == "__main__":
+    main()
