@@ -99,7 +99,7 @@ def codec_for_reading(
     assert header.predictor is not None
     fingerprint = header.predictor.package_fingerprint
     package = registry.resolve_fingerprint(fingerprint, progress=model_progress)
-    chunking = LEVELS[DEFAULT_LEVEL].chunking  # for writing only
+    chunking = LEVELS[DEFAULT_LEVEL].chunking
     plain = _opened(replace(header, steering=None), package, threads, chunking)
     if header.steering is None:
         return plain

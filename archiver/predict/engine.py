@@ -16,9 +16,9 @@ Source: FORMAT.md, "Predictor".
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -280,9 +280,7 @@ class Session:
         unit = attention.TILED_POSITIONS if tiled else 16
         limit = min(positions, engine.window + steps + unit)
         ring = -(-limit // unit) * unit
-        # As long for every session of an engine: a soft prompt's are copied into others.
-        sink_unit = attention.TILED_POSITIONS
-        sink_ring = max(sink_unit, -(-engine.sinks // sink_unit) * sink_unit)
+        sink_ring = max(unit, -(-engine.sinks // unit) * unit)
         kv_heads, head_dim = engine.kv_heads, engine.head_dim
 
         def caches(slots: int) -> Caches:
@@ -320,29 +318,28 @@ class Session:
             self._scratch += (ROW_SHAPES,)
         self._cosines, self._sines = engine.rotary(max(positions, engine.window + engine.sinks))
         if engine.prompt_sinks is not None:
-            self._adopt(engine.prompt_sinks, ring)
+            self._adopt(engine.prompt_sinks)
 
-    def _adopt(self, prompt: Caches, ring: int) -> None:
+    def _adopt(self, prompt: Caches) -> None:
         """The soft prompt's keys and values, computed once, stand at every stream's beginning.
 
         They come in whole tiles of 16 positions; what such a tile holds beyond the prompt is
         written before it is seen. Where the ring is shorter than the prompt, later tiles take
         the place of earlier ones, as `advance` has it.
         """
-        lead = self.engine.lead
-        for layer in range(len(prompt)):
-            parts: tuple[Sequence[NDArray[Any]], ...] = (
-                self._caches[layer], self.sinks[layer], prompt[layer],
-            )  # fmt: skip
-            for cache, sink, source in zip(*parts, strict=True):
-                sink[...] = source
-                tile = 16 * cache.shape[2] // ring  # items of 16 positions
-                for number in range(-(-lead // 16)):
-                    at = number % (ring // 16)
-                    cache[..., at * tile : (at + 1) * tile] = source[
-                        ..., number * tile : (number + 1) * tile
-                    ]
-        self.position = lead
+        self.position = self.engine.lead
+        for layer, theirs in enumerate(prompt):
+            source_slots = theirs[-1].shape[-1]
+            for caches in (self._caches[layer], self.sinks[layer]):
+                slots = caches[-1].shape[-1]
+                pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]] = zip(
+                    caches, cast(Sequence[NDArray[Any]], theirs), strict=True
+                )
+                for mine, source in pairs:
+                    tile = 16 * source.shape[-1] // source_slots  # items of 16 positions
+                    for number in range(-(-self.engine.lead // 16)):
+                        at, begin = number % (slots // 16) * tile, number * tile
+                        mine[..., at : at + tile] = source[..., begin : begin + tile]
 
     def advance(self, tokens: Int32Array) -> tuple[Int8Array, Float32Array]:
         """Every stream is `steps` tokens further.

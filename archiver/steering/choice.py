@@ -10,8 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from archiver.container.layout import LARGEST_STEERING_VECTORS, SteeringSection
+from archiver.container.layout import (
+    LARGEST_STEERING_VECTORS,
+    LARGEST_STREAMS,
+    SteeringSection,
+)
 from archiver.errors import UsageError
+from archiver.levels import Chunking
 from archiver.options import CompressOptions, SteeringMode
 from archiver.predict.engine import SoftPrompt
 from archiver.steering import files, sections, sources
@@ -31,7 +36,7 @@ _TRIAL_PART = 160
 _TRIAL_BYTES_MIN = 512
 _TRIAL_BYTES_MAX = 1 << 14
 _PIECE_BYTES = 512
-_PIECE_TOKENS = 128
+_TRIAL_CHUNKING = Chunking(tokens_min=128, streams=LARGEST_STREAMS)
 
 
 def choose(
@@ -96,7 +101,7 @@ def best_built_in(package: ModelPackage, codec: FrameCodec, sample: bytes) -> St
 
 def coded_bytes(codec: FrameCodec, prompt: SoftPrompt | None, extract: bytes) -> int:
     """Return how long the payload of an extract is after a soft prompt, in short streams."""
-    return len(codec.steered(prompt, _PIECE_TOKENS).encode(extract))
+    return len(codec.steered(prompt, _TRIAL_CHUNKING).encode(extract))
 
 
 def extract_of(sample: bytes) -> bytes:

@@ -81,12 +81,7 @@ def test_every_constant_of_the_format_is_in_the_table() -> None:
     [rows] = tables("Constants")
     listed = {row["name"] for row in rows}
     pattern = re.compile(r"(LARGEST|FIRST|MUST|FORMAT)_[A-Z_]+|[A-Z]+_MAGIC")
-    derived = {
-        "LARGEST_BODY_BYTES",
-        "LARGEST_HEADER_BYTES",
-        "LARGEST_PAYLOAD_BYTES",
-        "LARGEST_TRAILER_BYTES",
-    }
+    derived = {f"LARGEST_{part}_BYTES" for part in ("BODY", "HEADER", "PAYLOAD", "TRAILER")}
     defined = {name for module in MODULES for name in vars(module) if pattern.fullmatch(name)}
     assert defined - derived == listed
 

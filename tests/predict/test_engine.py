@@ -13,6 +13,7 @@ from archiver.predict import registry
 from archiver.predict.engine import EngineConfig
 from archiver.predict.kernels import products
 from archiver.predict.package import ModelPackage
+from archiver.steering.sources import random_vectors
 from tests.support.tiny_models import make_tiny_hf_folder
 
 from .engines import engine_of, run
@@ -142,3 +143,46 @@ def test_malformed_configurations_are_refused(tiny: ModelPackage) -> None:
         package = replace(tiny, config=MappingProxyType({**tiny.config, **change}))
         with pytest.raises(InvalidModelError, match=message):
             engine_of(package)
+
+
+PROMPTS = [(1, 16, 0), (5, 16, 4), (16, 20, 0), (20, 18, 2), (40, 16, 4), (70, 30, 0), (17, 300, 4)]
+
+
+@pytest.mark.parametrize(("vectors", "window", "sinks"), PROMPTS)
+def test_a_soft_prompt_is_what_tokens_before_the_text_would_be(
+    model: ModelPackage, vectors: int, window: int, sinks: int
+) -> None:
+    """However the streams advance, and as if every stream had read the vectors itself."""
+    prompt = random_vectors(vectors, 7, model)
+    tokens = random_tokens(model, 3, 100)
+    steered = engine_of(model, window=window, sinks=sinks).steered(prompt)
+    codes, scales = run(steered, tokens, 1)
+    for steps in (7, 70, 100):
+        block_codes, block_scales = run(steered, tokens, steps)
+        assert np.array_equal(codes, block_codes)
+        assert np.array_equal(scales, block_scales)
+
+    reader = engine_of(model, window=window, sinks=sinks + vectors)
+    rows = np.arange(vectors, dtype=np.int32) + len(reader.embed_codes)
+    reader.embed_codes = np.concatenate([reader.embed_codes, prompt.codes])
+    reader.embed_scales = np.concatenate([reader.embed_scales, prompt.scales])
+    longer = np.concatenate([np.repeat(rows[None], 3, axis=0), tokens], axis=1)
+    long_codes, long_scales = run(reader, longer, 1)
+    assert np.array_equal(codes, long_codes[:, vectors:])
+    assert np.array_equal(scales, long_scales[:, vectors:])
+
+
+def test_a_soft_prompt_leaves_the_engine_as_it_was(tiny: ModelPackage) -> None:
+    engine = engine_of(tiny)
+    tokens = random_tokens(tiny, 1, 30)
+    before, _ = run(engine, tokens, 30)
+    steered = engine.steered(random_vectors(3, 1, tiny))
+    assert not np.array_equal(run(steered, tokens, 30)[0], before)
+    assert np.array_equal(run(engine, tokens, 30)[0], before)
+
+
+def test_too_long_a_soft_prompt_is_refused(tiny: ModelPackage) -> None:
+    engine = engine_of(tiny, window=16300, sinks=4)
+    assert engine.steered(random_vectors(79, 1, tiny)).sinks == 83
+    with pytest.raises(UsageError, match="must stay below 16384"):
+        engine.steered(random_vectors(80, 1, tiny))

@@ -12,74 +12,23 @@ import archiver
 from archiver.codec import FrameCodec, workers
 from archiver.container import SteeringKind, SteeringSection
 from archiver.errors import LimitExceededError, SteeringError, UsageError
+from archiver.levels import Chunking
 from archiver.options import CompressOptions
-from archiver.predict.engine import Engine, Session, SoftPrompt
+from archiver.predict.engine import SoftPrompt
 from archiver.predict.package import ModelPackage
 from archiver.steering import files, quantizers
 from archiver.steering.bodies import decode_body, encode_body
 from archiver.steering.files import SteeringFile
 from archiver.steering.sections import describe_section
-from archiver.steering.sources import random_vectors
 from tests.codec.test_frame import make_codec
-from tests.predict.engines import engine_of
 from tests.reference.decoder import decode
 
+CHUNKING = Chunking(tokens_min=50, streams=1024)
 TEXT = """\
 The quick brown fox jumps over the lazy dog. It was the best of times.
 Der Wind weht über das Land; les élèves étaient là. Мы были там вчера.
 A program that compresses text predicts the next word, then the next bit.
 """.encode()
-
-
-def hidden_states(engine: Engine, tokens: np.ndarray, steps: int) -> np.ndarray:
-    """Codes and scales of all positions, float32 [streams, tokens, hidden + 1]."""
-    streams, length = tokens.shape
-    session = Session(engine, streams=streams, tokens=length, steps=steps)
-    found = []
-    for start in range(0, length, steps):
-        codes, scales = session.advance(np.ascontiguousarray(tokens[:, start : start + steps]))
-        joined = np.concatenate([codes.astype(np.float32), scales[:, None]], axis=1)
-        found.append(joined.reshape(streams, -1, joined.shape[1]))
-    return np.concatenate(found, axis=1)
-
-
-@pytest.mark.parametrize(
-    ("vectors", "window", "sinks"),
-    [(1, 16, 0), (5, 16, 4), (16, 20, 0), (20, 18, 2), (40, 16, 4), (17, 300, 4)],
-)
-def test_a_prompt_is_what_tokens_before_the_text_would_be(
-    tiny: ModelPackage, vectors: int, window: int, sinks: int
-) -> None:
-    """However the streams advance, and as if every stream had read the vectors itself."""
-    prompt = random_vectors(vectors, 7, tiny)
-    tokens = np.random.default_rng(vectors).integers(0, 300, (3, 70)).astype(np.int32)
-    steered = engine_of(tiny, window=window, sinks=sinks).steered(prompt)
-    expected = hidden_states(steered, tokens, 1)
-    for steps in (7, 70):
-        assert np.array_equal(hidden_states(steered, tokens, steps), expected)
-
-    reader = engine_of(tiny, window=window, sinks=sinks + vectors)
-    rows = np.arange(vectors, dtype=np.int32) + len(reader.embed_codes)
-    reader.embed_codes = np.concatenate([reader.embed_codes, prompt.codes])
-    reader.embed_scales = np.concatenate([reader.embed_scales, prompt.scales])
-    longer = np.concatenate([np.repeat(rows[None], 3, axis=0), tokens], axis=1)
-    assert np.array_equal(hidden_states(reader, longer, 1)[:, vectors:], expected)
-
-
-def test_a_prompt_leaves_the_engine_as_it_was(tiny: ModelPackage) -> None:
-    engine = engine_of(tiny)
-    tokens = np.arange(30, dtype=np.int32)[None]
-    before = hidden_states(engine, tokens, 30)
-    steered = engine.steered(random_vectors(3, 1, tiny))
-    assert not np.array_equal(hidden_states(steered, tokens, 30), before)
-    assert np.array_equal(hidden_states(engine, tokens, 30), before)
-
-
-def test_too_long_a_prompt_is_refused(tiny: ModelPackage) -> None:
-    engine = engine_of(tiny, window=16300, sinks=4)
-    assert engine.steered(random_vectors(79, 1, tiny)).sinks == 83
-    with pytest.raises(UsageError, match="must stay below 16384"):
-        engine.steered(random_vectors(80, 1, tiny))
 
 
 def prompt_of(package: ModelPackage) -> SoftPrompt:
@@ -96,7 +45,7 @@ def test_threads_blocks_and_streams_change_nothing(
     prompt = prompt_of(tiny)
 
     def codec(threads: int) -> FrameCodec:
-        return make_codec(tiny, threads=threads).steered(prompt, 50)
+        return make_codec(tiny, threads=threads).steered(prompt, CHUNKING)
 
     payload = codec(1).encode(content)
     assert payload != make_codec(tiny).encode(content)
