@@ -1,10 +1,10 @@
 """A frame's content to its payload and back.
 
 encode:  content ── symbols ── streams ─┬─ model, whole blocks ── probabilities ─┐
-                                        └─ ranks ───────────────────────────────┴─ coder ── payload
-decode:  payload ── coder ─┬─ ranks ── bytes ── content
-                ┌──────────┘   │
-                └─ weights ── model, one step of all streams
+                                        └─ ranks ────────────────── mixer, coder ┴─ payload
+decode:  payload ── mixer, coder ─┬─ ranks ── bytes ── content
+                       ┌──────────┘   │
+                       └─ weights ── model, one step of all streams
 
 Source: FORMAT.md, "Predictor frame payload".
 """
@@ -29,7 +29,8 @@ from archiver.container.layout import (
 )
 from archiver.container.varint import MalformedError, decode_varint, encode_varint
 from archiver.errors import LimitExceededError, UnsupportedVersionError
-from archiver.mixing.mixer import MIXER_VERSION
+from archiver.mixing.parameters import MIXER_VERSION, MixerParameters
+from archiver.mixing.state import MixerState, new_state
 from archiver.predict.engine import ENGINE_VERSION, Engine
 from archiver.text.framing import symbols_of
 from archiver.text.tokenizer import TextTokenizer
@@ -101,11 +102,13 @@ class FrameCodec:
         engine: Engine,
         *,
         package: ModelPackage,
+        mixer: MixerParameters,
         threads: int | None,
         chunk_tokens: int | None,
     ) -> None:
         """Args: package has the tokenizer, read by `encode` alone; threads None: one a core."""
         self._engine = engine
+        self._mixer = mixer
         self._package = package
         self._tokenizer: TextTokenizer | None = None
         self._chunk_tokens = chunk_tokens
@@ -141,14 +144,13 @@ class FrameCodec:
         symbol_bytes = np.where(ranks < 0, np.diff(run_offsets), lengths[ranks])
         probabilities, firsts = self._workers.probabilities(ranks, starts, symbol_bytes, progress)
 
-        # A decision costs at most 22 bits, an escaped byte nine adaptive ones of at most 18.
-        buffer = np.empty(3 * len(probabilities) + 21 * len(runs) + 3 * len(ranks) + 64, np.uint8)
+        # A decision costs at most 22 bits; an escaped byte has nine, a symbol one of its own.
+        buffer = np.empty(3 * (len(probabilities) + 9 * len(runs) + len(ranks)) + 64, np.uint8)
         state = range_coder.new_encoder()
         has_escapes = bool(len(symbols.escapes))
         loop.encode_symbols(
-            state, buffer, loop.new_contexts(), has_escapes, vocabulary.splits, vocabulary.left,
-            vocabulary.right, ranks, starts[:-1], np.diff(starts), firsts, probabilities, runs,
-            run_offsets,
+            state, buffer, self._new_mixer(plan, len(content)), has_escapes, vocabulary.tree, ranks,
+            starts[:-1], np.diff(starts), firsts, probabilities, runs, run_offsets,
         )  # fmt: skip
         return b"".join(
             (
@@ -171,7 +173,7 @@ class FrameCodec:
         state = range_coder.new_decoder(buffer)
         if state[range_coder.LOW] >= state[range_coder.RANGE]:
             raise PayloadError("its code lies outside the coder's range")
-        contexts = loop.new_contexts()
+        mixer = self._new_mixer(plan, content_bytes)
         vocabulary = self._engine.vocabulary
         lengths = np.diff(vocabulary.offsets)
         ranks = np.zeros((plan.steps, plan.streams), np.int32)
@@ -185,9 +187,8 @@ class FrameCodec:
                 active = plan.active(step)
                 weights, cumulative = stepper.advance(last, first=step == 0)
                 used = loop.decode_step(
-                    state, buffer, contexts, has_escapes, vocabulary.splits, vocabulary.left,
-                    vocabulary.right, weights, cumulative, last[:active], room[:left_bytes],
-                    run_lengths[step],
+                    state, buffer, mixer, has_escapes, vocabulary.tree, weights, cumulative,
+                    last[:active], room[:left_bytes], run_lengths[step],
                 )  # fmt: skip
                 if used < 0:
                     raise PayloadError("it holds more bytes than the frame")
@@ -229,6 +230,14 @@ class FrameCodec:
             )
         return plan, bool(flags & HAS_ESCAPES), at + 1
 
+    def _new_mixer(self, plan: StreamPlan, content_bytes: int) -> MixerState:
+        return new_state(
+            self._mixer,
+            content_bytes=content_bytes,
+            streams=plan.streams,
+            longest_token=self._engine.vocabulary.longest,
+        )
+
     def _join(
         self, plan: StreamPlan, ranks: np.ndarray, run_lengths: np.ndarray, runs: bytes
     ) -> bytes:
@@ -257,7 +266,7 @@ def settings_for(
         window_tokens=options.window_tokens,
         sink_tokens=SINK_TOKENS,
     )
-    return predictor, MixerSection(version=MIXER_VERSION, parameters=b"")
+    return predictor, MixerSection(version=MIXER_VERSION, parameters=MixerParameters().encode())
 
 
 def open_codec(
@@ -279,9 +288,15 @@ def open_codec(
             f"the archive needs engine version {predictor.engine_version}; this llmzip has "
             f"{ENGINE_VERSION}"
         )
-    if mixer.version != MIXER_VERSION or mixer.parameters:
+    if mixer.version != MIXER_VERSION:
         raise UnsupportedVersionError(
             f"the archive needs mixer version {mixer.version}; this llmzip has {MIXER_VERSION}"
         )
+    try:
+        parameters = MixerParameters.decode(mixer.parameters)
+    except ValueError as error:
+        raise UnsupportedVersionError(f"the archive cannot be decoded: {error}") from error
     engine = Engine(package, window=predictor.window_tokens, sinks=predictor.sink_tokens)
-    return FrameCodec(engine, package=package, threads=threads, chunk_tokens=chunk_tokens)
+    return FrameCodec(
+        engine, package=package, mixer=parameters, threads=threads, chunk_tokens=chunk_tokens
+    )
