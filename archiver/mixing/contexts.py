@@ -13,11 +13,10 @@ from numba import njit
 
 from archiver.mixing.hashing import join
 from archiver.mixing.history import BYTE, ENDS, following, preceding, write
-from archiver.mixing.layout import MATCHES
+from archiver.mixing.layout import COLUMNS, MATCHES
 from archiver.mixing.matching import follow
 
 LEAST_MATCH_BYTES = (12, 5)
-COLUMN_MAX = 255
 LINE_FEED = 10
 DELIMITERS = np.zeros(256, np.bool_)
 DELIMITERS[list(b' \t,;:="[]()/')] = True
@@ -124,7 +123,7 @@ def find_contexts(keys, stream, text, chain):
     symbol_1 = join(symbol, stream.symbol_1)
     symbol_2 = join(symbol_1, stream.symbol_2)
     lines = np.uint64(_bytes_above(stream, text, chain))
-    column = np.uint64(min(stream.column, COLUMN_MAX))
+    column = np.uint64(min(stream.column, COLUMNS - 1))
     keys[0] = 0
     keys[1] = byte
     keys[2] = last & np.uint64(0xFFFF)

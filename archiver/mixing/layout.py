@@ -11,7 +11,7 @@ import numpy as np
 
 CONTEXTS = 18
 MATCHES = 2
-MAPS = 3
+MAPS = 10
 SETS = 6
 
 # --- tables, whose sizes are powers of two that grow with the frame -------------------------
@@ -41,7 +41,6 @@ GOES_ON_KEY = 256
 SYMBOL_BYTES_MAX = 31
 IS_ESCAPE_KEY = 288
 MORE_ESCAPED_KEY = 290
-KEYS = 292
 
 # Weights are kept apart for tokens, for the bytes of escapes, for where escapes are.
 TOKENS, RUNS, FLAGS = range(3)
@@ -54,21 +53,21 @@ CONSTANT_INPUT = 1
 CONTEXT_INPUTS = 2  # two of each context: of its history, of its frequency
 MATCH_INPUTS = CONTEXT_INPUTS + 2 * CONTEXTS  # two of each match model
 MAP_INPUTS = MATCH_INPUTS + 2 * MATCHES  # one of each adaptive map
-INPUTS = 48  # a multiple of what vector units take; what is left over stays 0
+INPUTS = 56  # a multiple of what vector units take; what is left over stays 0
 assert MAP_INPUTS + MAPS <= INPUTS
 
 # --- weight sets ----------------------------------------------------------------------------
 
-# One row of weights is chosen of each: by the decision's key; by the byte before; by the lengths
-# of both matches; by the symbol's length and the decision's place; the only one; by a hash of the
-# symbol so far and the key.
-SYMBOL_ROW_BITS = 10
+# One row of weights is chosen of each: by the column; by the byte before; by the lengths of both
+# matches; by the symbol's length and the decision's place; the only one; by a hash of the symbol so
+# far and the key.
+COLUMNS = 256
 LENGTHS = 16
-SET_ROWS = (KEYS, 256, LENGTHS * LENGTHS, 16 * PLACES, 1, 1 << SYMBOL_ROW_BITS)
+SYMBOL_LENGTHS = 16
+SYMBOL_ROW_BITS = 10
+SET_ROWS = (COLUMNS, 256, LENGTHS * LENGTHS, SYMBOL_LENGTHS * PLACES, 1, 1 << SYMBOL_ROW_BITS)
 SET_STARTS = tuple(sum(SET_ROWS[:number]) for number in range(SETS))
 ROWS = sum(SET_ROWS)
-CONFIDENCES = 12  # classes of the model's confidence, one nat each
-FINAL_ROWS = PLACES * CONFIDENCES
 
 # --- records --------------------------------------------------------------------------------
 
@@ -129,7 +128,7 @@ FRAME = np.dtype(
         # weights in units of 2^-20, and how often each row was used
         ("weights", np.int32, (REGIONS * ROWS, INPUTS)),
         ("uses", np.int32, REGIONS * ROWS),
-        ("final_weights", np.int32, (REGIONS * FINAL_ROWS, SETS)),
+        ("final_weights", np.int32, (REGIONS, SETS)),
         # the present byte: contexts; the present group of decisions, -1 while that of another
         # byte: hashes and lines; see `slots`
         ("keys", np.uint64, CONTEXTS),
@@ -147,7 +146,7 @@ FRAME = np.dtype(
         ("row_of", np.int64, SETS),
         ("output_of", np.int64, SETS),
         ("probability_of", np.int64, SETS),
-        ("final_row", np.int64),
+        ("region", np.int64),
         ("probability", np.int64),
     ],
     align=True,

@@ -10,7 +10,7 @@ final mixer mixes the sets' outputs. After the decision each row is moved along 
 gradient, at a rate that falls with the row's use. Both directions call the same functions:
 `decide` for every decision, `note_byte` and `note_end` of `contexts` as bytes become known.
 
-Bounds: inputs stay within 2^17, weights within 2^24, so a sum of 48 products stays below 2^47; a
+Bounds: inputs stay within 2^17, weights within 2^24, so a sum of 56 products stays below 2^47; a
 rate is below 2^11 and an error below 2^22, so a row's step is below 2^33 before and 2^19 after its
 shift, and below 2^36 times an input.
 
@@ -29,8 +29,7 @@ from archiver.mixing.contexts import find_contexts
 from archiver.mixing.hashing import join
 from archiver.mixing.history import BYTE
 from archiver.mixing.layout import (
-    CONFIDENCES,
-    FINAL_ROWS,
+    COLUMNS,
     GOES_ON,
     LENGTHS,
     MAP_INPUTS,
@@ -42,6 +41,7 @@ from archiver.mixing.layout import (
     ROWS,
     SET_STARTS,
     SETS,
+    SYMBOL_LENGTHS,
     SYMBOL_ROW_BITS,
 )
 from archiver.mixing.logistic import COUNT_BITS, adapted, clamp, squash, stretch
@@ -50,14 +50,14 @@ from archiver.mixing.tables import COUNT_MAX, STRETCH_BITS
 
 WEIGHT_BITS = 20
 WEIGHT_MAX = 1 << 24
-RATE = 100  # of a row that was used very often, in units of 2^-16
-FIRST_RATE = 1000  # added to it at first
-RATE_USES = 500  # after this many uses half of that is left
+RATE = 60  # of a row that was used very often, in units of 2^-16
+FIRST_RATE = 1500  # added to it at first
+RATE_USES = 400  # after this many uses half of that is left
 FINAL_RATE = 30
 MATCH_LIMIT = COUNT_MAX
 MAP_LIMIT = COUNT_MAX
 SYMBOL_CONTEXT = 10  # of the symbol so far
-MAP_CONTEXTS = (0, 1, SYMBOL_CONTEXT)
+MAP_CONTEXTS = (0, 1, 2, 3, SYMBOL_CONTEXT, 11, 12, 14, 16, 17)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -118,20 +118,19 @@ def _matched(frame, stream, model):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _choose_rows(frame, stream, region, place, key, stretched):
-    """Choose each set's row of weights, and the final mixer's."""
+def _choose_rows(frame, stream, region, place, key):
+    """Choose each set's row of weights."""
     rows = frame.row_of
     symbol = frame.keys[SYMBOL_CONTEXT] + np.uint64(key)
-    rows[0] = key
+    rows[0] = min(stream.column, COLUMNS - 1)
     rows[1] = np.int64(stream.last_8 & np.uint64(0xFF))
     rows[2] = _matched(frame, stream, 0) * LENGTHS + _matched(frame, stream, 1)
-    rows[3] = min(stream.symbol_bytes, 15) * PLACES + place
+    rows[3] = min(stream.symbol_bytes, SYMBOL_LENGTHS - 1) * PLACES + place
     rows[4] = 0
     rows[5] = np.int64(join(symbol, np.uint64(0)) >> np.uint64(64 - SYMBOL_ROW_BITS))
     for number in range(SETS):
         rows[number] += region * ROWS + SET_STARTS[number]
-    confidence = min(abs(stretched) >> STRETCH_BITS, CONFIDENCES - 1)
-    frame.final_row = region * FINAL_ROWS + place * CONFIDENCES + confidence
+    frame.region = region
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -163,7 +162,7 @@ def _mix(frame):
         output = clamp(output)
         frame.output_of[number] = output
         frame.probability_of[number] = squash(frame.squash, output)
-        total += np.int64(frame.final_weights[frame.final_row, number]) * output
+        total += np.int64(frame.final_weights[frame.region, number]) * output
     return squash(frame.squash, clamp(total >> WEIGHT_BITS))
 
 
@@ -171,7 +170,7 @@ def _mix(frame):
 def _learn(frame, bit):
     """Move all weights that were used."""
     target = bit << PROBABILITY_BITS
-    final = frame.final_weights[frame.final_row]
+    final = frame.final_weights[frame.region]
     final_step = ((target - frame.probability) * FINAL_RATE) >> 14
     for number in range(SETS):
         if not frame.sets[number]:
@@ -233,7 +232,7 @@ def decide(state, coder, buffer, number, region, place, key, probability, bit):
     slots.predict(frame, state.slots, place, key)
     _expect(frame, stream, text, place, key)
     _correct(frame, state.model_maps, key, stretched)
-    _choose_rows(frame, stream, region, place, key, stretched)
+    _choose_rows(frame, stream, region, place, key)
     mixed = _mix(frame)
     frame.probability = mixed
     bit = code_bit(coder, buffer, mixed, bit)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from archiver.mixing.layout import CONTEXTS, MAPS, MATCHES, SETS, SLOT_BITS_MAX, SLOT_BITS_MIN
 
 MIXER_VERSION = 2
-PARAMETERS_BYTES = 8
+PARAMETERS_BYTES = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class MixerParameters:
                 self.slot_bits_max,
                 *self.contexts.to_bytes(3, "little"),
                 self.matches,
-                self.maps,
+                *self.maps.to_bytes(2, "little"),
                 self.sets,
             ]
         )
@@ -72,6 +72,6 @@ class MixerParameters:
             slot_bits_max=fields[1],
             contexts=int.from_bytes(fields[2:5], "little"),
             matches=fields[5],
-            maps=fields[6],
-            sets=fields[7],
+            maps=int.from_bytes(fields[6:8], "little"),
+            sets=fields[8],
         )

@@ -18,7 +18,6 @@ from archiver.mixing.layout import (
     CONSTANT_INPUT,
     CONTEXT_INPUTS,
     CONTEXTS,
-    FLAGS,
     FRAME,
     INPUTS,
     LINE_BITS,
@@ -38,7 +37,6 @@ from archiver.mixing.layout import (
     SLOT_BITS_MIN,
     SLOTS_A_BYTE,
     STREAM,
-    TOKENS,
 )
 from archiver.mixing.logistic import frequency_stretch_table
 from archiver.mixing.parameters import MixerParameters
@@ -55,8 +53,15 @@ from archiver.types import Int32Array, UInt8Array, UInt16Array, UInt32Array
 
 WEIGHT_ONE = 1 << 20
 CONSTANT = 1024  # the constant input, a quarter of a nat
-HISTORY_WEIGHT = {TOKENS: WEIGHT_ONE // 100, RUNS: WEIGHT_ONE // 7, FLAGS: WEIGHT_ONE // 100}
-MATCH_WEIGHT = WEIGHT_ONE // 32
+# First weights in units of 2^-10. For tokens and flags they are the means of the weights that
+# texts of several kinds led to; bytes of escapes, which the model knows nothing of, trust all
+# histories alike.
+MODEL_WEIGHT = 900
+CONSTANT_WEIGHT = 30
+HISTORY_WEIGHTS = (-11, -23, 22, 28, 38, 49, 18, 26, 33, 41, 18, 46, 48, 57, 22, 30, 24, 51)
+MATCH_WEIGHTS = (70, 12, 72, 14)
+MAP_WEIGHTS = (59, 71, 78, 69, 96, 74, 62, 66, 52, 48)
+RUN_HISTORY_WEIGHT = 146
 # First probabilities of an escape after a token and after an escape, of another escaped byte
 # after the first and after others.
 ESCAPE_STARTS = (PROBABILITY_ONE // 64, *[PROBABILITY_ONE // 2] * 3)
@@ -94,11 +99,13 @@ def _flags(mask: int, count: int) -> UInt8Array:
 def _first_weights() -> Int32Array:
     """The model is trusted; all else counts little until it has proved right."""
     weights = np.zeros((REGIONS, ROWS, INPUTS), np.int32)
-    weights[[TOKENS, FLAGS], :, MODEL_INPUT] = WEIGHT_ONE
-    for region, weight in HISTORY_WEIGHT.items():
-        weights[region, :, CONTEXT_INPUTS:MATCH_INPUTS:2] = weight
-    weights[:, :, MATCH_INPUTS:MAP_INPUTS:2] = MATCH_WEIGHT
-    return weights.reshape(-1, INPUTS)
+    weights[:, :, MODEL_INPUT] = MODEL_WEIGHT
+    weights[:, :, CONSTANT_INPUT] = CONSTANT_WEIGHT
+    weights[:, :, CONTEXT_INPUTS:MATCH_INPUTS:2] = HISTORY_WEIGHTS
+    weights[RUNS, :, CONTEXT_INPUTS:MATCH_INPUTS:2] = RUN_HISTORY_WEIGHT
+    weights[:, :, MATCH_INPUTS:MAP_INPUTS] = MATCH_WEIGHTS
+    weights[:, :, MAP_INPUTS : MAP_INPUTS + MAPS] = MAP_WEIGHTS
+    return weights.reshape(-1, INPUTS) * (WEIGHT_ONE >> 10)
 
 
 def new_state(
