@@ -219,6 +219,47 @@ def stepwise(
     click.echo(f"\nrecord {record_path}", err=True)
 
 
+@main.command()
+@click.argument("file", type=_PATH, metavar="FILE")
+@_bytes
+@click.option("--stage-bytes", type=click.IntRange(min=1000), default=60_000, show_default=True,
+              help="How much of the text the stages are timed on.")  # fmt: skip
+@_common_options
+def speed(
+    file: Path,
+    limit_bytes: int | None,
+    stage_bytes: int,
+    output: Path,
+    model: str | None,
+    threads: int | None,
+    level: int | None,
+    window: int | None,
+) -> None:
+    """Split llmzip's time by stage, and compare it with the bare matrix products."""
+    from benchmarks.speed import measure_speed
+    from benchmarks.table import aligned
+
+    (given,) = _inputs([file])
+    settings = LlmzipSettings(model=model, threads=threads, level=level, window_tokens=window)
+    with _errors_shown(), tqdm(bar_format="{desc}", leave=False, disable=None) as bar:
+        found = measure_speed(
+            given, settings, limit_bytes=limit_bytes, stage_bytes=stage_bytes,
+            progress=bar.set_description,
+        )  # fmt: skip
+    record_path = _record_path(output, "speed")
+    write_json(record_path, found.record)
+    _warn_if_busy(found.record)
+    for direction in found.directions:
+        click.echo(
+            f"{direction.name}: {direction.wall_s:.1f} s, {direction.ratio:.2f} times the floor of "
+            f"{direction.floor_s:.1f} s ({direction.rows} rows a product)"
+        )
+        rows = [("", "us/token, one thread")]
+        rows += [(stage, f"{us:,.1f}") for stage, us in direction.stages_us.items()]
+        click.echo("\n".join(aligned(rows)))
+    click.echo(f"\nrecord {record_path}", err=True)
+
+
 def _inputs(paths: tuple[Path, ...] | list[Path]) -> list[InputFile]:
     try:
         return collect(paths)
@@ -230,13 +271,14 @@ def _inputs(paths: tuple[Path, ...] | list[Path]) -> list[InputFile]:
 def _errors_shown() -> Iterator[None]:
     """Turn errors with a message for the user into Click's."""
     from archiver.errors import ArchiverError
+    from benchmarks.speed import SpeedError
     from benchmarks.stepwise import StepwiseError
     from benchmarks.theory import TheoryError
     from benchmarks.weights import WeightsError
 
     try:
         yield
-    except (ArchiverError, StepwiseError, TheoryError, WeightsError) as error:
+    except (ArchiverError, SpeedError, StepwiseError, TheoryError, WeightsError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -1,10 +1,10 @@
 """A frame's content to its payload and back.
 
 encode:  content ── text ── symbols ── streams ─┬─ model, whole blocks ── probabilities ─┐
-                                                └─ ranks ── coder ── payload ────────────┘
-decode:  payload ── coder ─┬─ ranks ── bytes ── text ── content
-                ┌──────────┘   │
-                └─ weights ── model, one step of all streams
+                                                └─ ranks ────────────────── mixer, coder ┴─ payload
+decode:  payload ── mixer, coder ─┬─ ranks ── bytes ── text ── content
+                       ┌──────────┘   │
+                       └─ weights ── model, one step of all streams
 
 Source: FORMAT.md, "Predictor frame payload".
 """
@@ -31,7 +31,8 @@ from archiver.container.layout import (
 from archiver.container.varint import MalformedError, decode_varint, encode_varint
 from archiver.errors import LimitExceededError, UnsupportedVersionError
 from archiver.levels import Chunking
-from archiver.mixing.mixer import MIXER_VERSION
+from archiver.mixing.parameters import MIXER_VERSION, MixerParameters
+from archiver.mixing.state import MixerState, new_state
 from archiver.predict.engine import ENGINE_VERSION, Engine, SoftPrompt
 from archiver.text.charsets import UnmappableError
 from archiver.text.detection import charset_spans
@@ -108,11 +109,13 @@ class FrameCodec:
         engine: Engine,
         *,
         package: ModelPackage,
+        mixer: MixerParameters,
         threads: int | None,
         chunking: Chunking,
     ) -> None:
         """Args: package has the tokenizer, read by `encode` alone; threads None: one a core."""
         self._engine = engine
+        self._mixer = mixer
         self._package = package
         self._tokenizer = functools.cache(lambda: TextTokenizer(package))
         self._chunking = chunking
@@ -129,6 +132,7 @@ class FrameCodec:
         codec = FrameCodec(
             self._engine if prompt is None else self._engine.steered(prompt),
             package=self._package,
+            mixer=self._mixer,
             threads=self._threads,
             chunking=chunking,
         )
@@ -177,15 +181,14 @@ class FrameCodec:
             ranks, starts, symbol_bytes, _of_content(progress, text_bytes, len(content))
         )
 
-        # A decision costs at most 22 bits, an escaped byte nine adaptive ones of at most 18.
-        buffer = np.empty(3 * len(probabilities) + 21 * len(runs) + 3 * len(ranks) + 64, np.uint8)
+        # A decision costs at most 22 bits; an escaped byte has nine, a symbol one of its own.
+        buffer = np.empty(3 * (len(probabilities) + 9 * len(runs) + len(ranks)) + 64, np.uint8)
         state = range_coder.new_encoder()
         has_escapes = bool(len(symbols.escapes))
         has_transforms = transforms != NONE
         loop.encode_symbols(
-            state, buffer, loop.new_contexts(), has_escapes, vocabulary.splits, vocabulary.left,
-            vocabulary.right, ranks, starts[:-1], np.diff(starts), firsts, probabilities, runs,
-            run_offsets,
+            state, buffer, self._new_mixer(plan, len(text)), has_escapes, vocabulary.tree, ranks,
+            starts[:-1], np.diff(starts), firsts, probabilities, runs, run_offsets,
         )  # fmt: skip
         return b"".join(
             (
@@ -212,7 +215,7 @@ class FrameCodec:
         state = range_coder.new_decoder(buffer)
         if state[range_coder.LOW] >= state[range_coder.RANGE]:
             raise PayloadError("its code lies outside the coder's range")
-        contexts = loop.new_contexts()
+        mixer = self._new_mixer(plan, text_bytes)
         vocabulary = self._engine.vocabulary
         lengths = np.diff(vocabulary.offsets)
         ranks = np.zeros((plan.steps, plan.streams), np.int32)
@@ -226,9 +229,8 @@ class FrameCodec:
                 active = plan.active(step)
                 weights, cumulative = stepper.advance(last, first=step == 0)
                 used = loop.decode_step(
-                    state, buffer, contexts, has_escapes, vocabulary.splits, vocabulary.left,
-                    vocabulary.right, weights, cumulative, last[:active], room[:left_bytes],
-                    run_lengths[step],
+                    state, buffer, mixer, has_escapes, vocabulary.tree, weights, cumulative,
+                    last[:active], room[:left_bytes], run_lengths[step],
                 )  # fmt: skip
                 if used < 0:
                     raise PayloadError("it holds more bytes than the frame")
@@ -281,6 +283,14 @@ class FrameCodec:
             )
         return plan, bool(flags & HAS_ESCAPES), transforms, text_bytes, at
 
+    def _new_mixer(self, plan: StreamPlan, text_bytes: int) -> MixerState:
+        return new_state(
+            self._mixer,
+            content_bytes=text_bytes,
+            streams=plan.streams,
+            longest_token=self._engine.vocabulary.longest,
+        )
+
     def _join(
         self, plan: StreamPlan, ranks: np.ndarray, run_lengths: np.ndarray, runs: bytes
     ) -> bytes:
@@ -324,7 +334,7 @@ def settings_for(
         window_tokens=options.window,
         sink_tokens=SINK_TOKENS,
     )
-    return predictor, MixerSection(version=MIXER_VERSION, parameters=b"")
+    return predictor, MixerSection(version=MIXER_VERSION, parameters=MixerParameters().encode())
 
 
 def open_codec(
@@ -346,9 +356,13 @@ def open_codec(
             f"the archive needs engine version {predictor.engine_version}; this llmzip has "
             f"{ENGINE_VERSION}"
         )
-    if mixer.version != MIXER_VERSION or mixer.parameters:
+    if mixer.version != MIXER_VERSION:
         raise UnsupportedVersionError(
             f"the archive needs mixer version {mixer.version}; this llmzip has {MIXER_VERSION}"
         )
+    try:
+        parameters = MixerParameters.decode(mixer.parameters)
+    except ValueError as error:
+        raise UnsupportedVersionError(f"the archive cannot be decoded: {error}") from error
     engine = Engine(package, window=predictor.window_tokens, sinks=predictor.sink_tokens)
-    return FrameCodec(engine, package=package, threads=threads, chunking=chunking)
+    return FrameCodec(engine, package=package, mixer=parameters, threads=threads, chunking=chunking)

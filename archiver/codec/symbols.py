@@ -1,7 +1,8 @@
 """The loop over decisions: the one place where symbols meet the range coder, in both directions.
 
 A symbol is a token, coded as its path through the decision tree, or an escape: a run of bytes
-that no token carries. Frames without escapes code no flag for them.
+that no token carries. Frames without escapes code no flag for them. Every decision goes through
+the mixer, which learns the bytes of a stream as soon as they are certain.
 
 Source: FORMAT.md, "Predictor frame payload" (symbols, escapes).
 """
@@ -12,54 +13,48 @@ import numpy as np
 from numba import njit
 
 from archiver.coding.range_coder import DECODING, PROBABILITY_ONE, code_bit
-from archiver.mixing import mixer
+from archiver.mixing.contexts import note_byte, note_end
+from archiver.mixing.layout import (
+    FLAGS,
+    GOES_ON,
+    GOES_ON_KEY,
+    IS_ESCAPE,
+    IS_ESCAPE_KEY,
+    MORE_ESCAPED,
+    MORE_ESCAPED_KEY,
+    RUNS,
+    SYMBOL_BYTES_MAX,
+    TOKENS,
+)
+from archiver.mixing.logistic import COUNT_BITS, adapted
+from archiver.mixing.mixer import decide, start_symbol
 from archiver.predict.kernels.head import split_probability, weight_below
 from archiver.text.framing import ESCAPE, MAX_ESCAPE_BYTES
-from archiver.types import UInt32Array
 
-ADAPTATION_SHIFT = 5
-ESCAPE_START = PROBABILITY_ONE >> 6  # first probability of an escape
-
-# Contexts of the adaptive bits of escapes: two for "is it an escape" (after a token, after an
-# escape), two for "does the run go on" (after its first byte, later), then 256 * 256 for the bits
-# of a byte (the byte before it in the run, the bits so far with a leading 1).
-FLAG_CONTEXT = 0
-MORE_CONTEXT = 2
-BYTE_CONTEXT = 4
-CONTEXTS = BYTE_CONTEXT + 256 * 256
-
-
-def new_contexts() -> UInt32Array:
-    """Adaptive probabilities at the start of a frame, uint32 [CONTEXTS] in units of 2^-22."""
-    contexts = np.full(CONTEXTS, PROBABILITY_ONE // 2, np.uint32)
-    contexts[FLAG_CONTEXT] = ESCAPE_START
-    return contexts
+FLAG_LIMIT = 30
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _code_adaptive(state, buffer, contexts, context, bit):
-    """Code a bit by a probability that then moves 1/32 of the way towards it.
-
-    The probability stays in 31 .. 2^22 - 31: neither step is taken from closer to the end.
-    """
-    p = np.int64(contexts[context])
-    bit = code_bit(state, buffer, p, bit)
-    if bit:
-        p += (PROBABILITY_ONE - p) >> ADAPTATION_SHIFT
-    else:
-        p -= p >> ADAPTATION_SHIFT
-    contexts[context] = np.uint32(p)
+def _code_flag(coder, buffer, mixer, stream, place, key, bit):
+    """Code a decision about escapes, of which an adaptive probability takes the model's place."""
+    frame = mixer.frame[0]
+    number = key - IS_ESCAPE_KEY
+    entry = np.int64(frame.escape_maps[number])
+    bit = decide(mixer, coder, buffer, stream, FLAGS, place, key, entry >> COUNT_BITS, bit)
+    frame.escape_maps[number] = adapted(frame.reciprocals, entry, bit, FLAG_LIMIT)
     return bit
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def code_flag(state, buffer, contexts, after_escape, escape):
-    """Code whether the symbol is an escape; returns it."""
-    return _code_adaptive(state, buffer, contexts, FLAG_CONTEXT + after_escape, escape)
+def code_escape_flag(coder, buffer, mixer, stream, after_escape, escape):
+    """Code whether the stream's next symbol is an escape; returns it."""
+    start_symbol(mixer)
+    key = IS_ESCAPE_KEY + after_escape
+    return _code_flag(coder, buffer, mixer, stream, IS_ESCAPE, key, escape)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def code_run(state, buffer, contexts, run, length):
+def code_run(coder, buffer, mixer, stream, run, length):
     """Code the bytes of an escape; returns their number.
 
     Args:
@@ -69,46 +64,54 @@ def code_run(state, buffer, contexts, run, length):
     Returns:
         the run's length, or -1 if a decoded run is longer than `length`.
     """
-    decoding = state[DECODING] == 1
-    before = np.int64(0)
+    decoding = coder[DECODING] == 1
     i = 0
+    start_symbol(mixer)
     while True:
         if i >= length:
             return -1
         byte = np.int64(0) if decoding else np.int64(run[i])
-        partial = np.int64(1)
-        for place in range(7, -1, -1):
-            context = BYTE_CONTEXT + before * 256 + partial
-            bit = _code_adaptive(state, buffer, contexts, context, (byte >> place) & 1)
-            partial = partial * 2 + bit
-        before = partial & 255
-        run[i] = np.uint8(before)
+        key = np.int64(1)
+        for place in range(8):
+            bit = (byte >> (7 - place)) & 1
+            half = PROBABILITY_ONE // 2
+            bit = decide(mixer, coder, buffer, stream, RUNS, place, key, half, bit)
+            key = key * 2 + bit
+        run[i] = key & 255
+        note_byte(mixer, stream, key & 255)
         i += 1
         if i == MAX_ESCAPE_BYTES:
-            return i
+            break
         more = np.int64(0) if decoding or i == length else np.int64(1)
-        if not _code_adaptive(state, buffer, contexts, MORE_CONTEXT + (i > 1), more):
-            return i
+        key = np.int64(MORE_ESCAPED_KEY + (i > 1))
+        if not _code_flag(coder, buffer, mixer, stream, MORE_ESCAPED, key, more):
+            break
+    note_end(mixer, stream)
+    return i
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def code_token(state, buffer, splits, left, right, rank, probabilities, weights, cumulative):
+def code_token(coder, buffer, mixer, stream, tree, rank, probabilities, weights, cumulative):
     """Code a token as its path of decisions; returns its rank.
 
     Args:
-        splits, left, right: int32 [nodes], the decision tree.
+        tree: the vocabulary's `DecisionTree`.
         rank: the token; ignored in decoding.
         probabilities: uint32, encoding: the model's P(1) of each decision on the path.
         weights, cumulative: decoding: the model's integer weights of all ranks and their sums,
             from which the same probabilities follow (`split_probability`).
     """
-    decoding = state[DECODING] == 1
+    decoding = coder[DECODING] == 1
+    mixed = mixer.frame[0].tokens_mixed == 1
     begin = np.int64(0)
     end = cumulative[cumulative.shape[0] - 1]
     node = np.int64(0)
     at = 0
-    while True:
-        split = np.int64(splits[node])
+    known = 0  # bytes of the token that are certain
+    found = np.int64(0)
+    start_symbol(mixer)
+    while node >= 0:
+        split = np.int64(tree.splits[node])
         middle = np.int64(0)
         if decoding:
             middle = weight_below(split, weights, cumulative)
@@ -116,30 +119,43 @@ def code_token(state, buffer, splits, left, right, rank, probabilities, weights,
         else:
             p = np.int64(probabilities[at])
             at += 1
-        p = mixer.predict(p)
-        bit = code_bit(state, buffer, p, np.int64(rank >= split))
-        mixer.update(bit)
+        bit = np.int64(rank >= split)
+        if mixed:
+            # All tokens of the node's range agree with `split` up to the decision.
+            text = tree.offsets[split]
+            byte, place = divmod(np.int64(tree.places[node]), 9)
+            goes_on = place == GOES_ON
+            while known < byte + goes_on:
+                note_byte(mixer, stream, np.int64(tree.data[text + known]))
+                known += 1
+            if goes_on:
+                key = np.int64(GOES_ON_KEY + min(known, SYMBOL_BYTES_MAX))
+            else:
+                key = (np.int64(tree.data[text + byte]) | 256) >> (8 - place)
+            bit = decide(mixer, coder, buffer, stream, TOKENS, place, key, p, bit)
+        else:
+            bit = code_bit(coder, buffer, p, bit)
         if bit:
             begin = middle
-            node = np.int64(right[node])
+            node = np.int64(tree.right[node])
             found = split
         else:
             end = middle
-            node = np.int64(left[node])
+            node = np.int64(tree.left[node])
             found = split - 1
-        if node < 0:
-            return found
+    for i in range(tree.offsets[found] + known, tree.offsets[found + 1]):
+        note_byte(mixer, stream, np.int64(tree.data[i]))
+    note_end(mixer, stream)
+    return found
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def encode_symbols(
-    state,
+    coder,
     buffer,
-    contexts,
+    mixer,
     has_escapes,
-    splits,
-    left,
-    right,
+    tree,
     ranks,
     starts,
     lengths,
@@ -166,17 +182,17 @@ def encode_symbols(
             escape = np.int64(ranks[i] < 0)
             if has_escapes:
                 after = np.int64(step > 0 and ranks[i - 1] < 0)
-                code_flag(state, buffer, contexts, after, escape)
+                code_escape_flag(coder, buffer, mixer, stream, after, escape)
             if escape:
                 run = runs[run_offsets[i] : run_offsets[i + 1]]
-                code_run(state, buffer, contexts, run, run.shape[0])
+                code_run(coder, buffer, mixer, stream, run, run.shape[0])
             else:
                 code_token(
-                    state,
+                    coder,
                     buffer,
-                    splits,
-                    left,
-                    right,
+                    mixer,
+                    stream,
+                    tree,
                     np.int64(ranks[i]),
                     probabilities[firsts[i] :],
                     no_weights,
@@ -186,13 +202,11 @@ def encode_symbols(
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def decode_step(
-    state,
+    coder,
     buffer,
-    contexts,
+    mixer,
     has_escapes,
-    splits,
-    left,
-    right,
+    tree,
     weights,
     cumulative,
     ranks,
@@ -218,9 +232,9 @@ def decode_step(
         run_lengths[stream] = 0
         if has_escapes:
             after = np.int64(ranks[stream] < 0)
-            escape = code_flag(state, buffer, contexts, after, escape)
+            escape = code_escape_flag(coder, buffer, mixer, stream, after, escape)
         if escape:
-            length = code_run(state, buffer, contexts, runs[used:], runs.shape[0] - used)
+            length = code_run(coder, buffer, mixer, stream, runs[used:], runs.shape[0] - used)
             if length < 0:
                 return -1
             ranks[stream] = ESCAPE
@@ -228,11 +242,11 @@ def decode_step(
             used += length
         else:
             ranks[stream] = code_token(
-                state,
+                coder,
                 buffer,
-                splits,
-                left,
-                right,
+                mixer,
+                stream,
+                tree,
                 np.int64(0),
                 no_probabilities,
                 weights[stream],

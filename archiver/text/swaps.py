@@ -15,27 +15,40 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import cache
-from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import numpy as np
 
+from archiver.types import UInt8Array
+
 LF, CR = 0x0A, 0x0D
+PART_BYTES = 1 << 16  # line ends are swapped in parts: each LF takes 60 bytes of memory
 
 # Text is searched with bytes that are not UTF-8 as U+DC80 to U+DCFF, which stay as they are.
+# Runs are matched without a way back ("++"), so that their length costs no memory.
 NOT_ASCII = r"[\x80-\ud7ff\ue000-\U0010ffff]"
 
 
 def swap_line_ends(text: bytes) -> bytes:
     """Return the text with a CR put before each LF without one, and the single CR before an LF
     taken away; two and more before an LF stay. At most twice as long."""
-    data = np.frombuffer(text, np.uint8)
-    ends = np.flatnonzero(data == LF)
-    padded = np.concatenate((np.zeros(2, np.uint8), data))  # [i] is two bytes before data[i]
+    parts = []
+    begin = 0
+    while begin < len(text):
+        end = text.find(b"\n", begin + PART_BYTES) + 1 or len(text)
+        parts.append(_swapped_line_ends(np.frombuffer(text[begin:end], np.uint8)))
+        begin = end
+    return b"".join(parts)
+
+
+def _swapped_line_ends(lines: UInt8Array) -> bytes:
+    """The swap of whole lines; the last one may have no end."""
+    ends = np.flatnonzero(lines == LF)
+    padded = np.concatenate((np.zeros(2, np.uint8), lines))  # [i] is two bytes before lines[i]
     after_one = padded[ends + 1] == CR
     single = after_one & (padded[ends] != CR)
     surplus = ends[single] - 1
     bare = ends[~after_one]
-    without = np.delete(data, surplus)
+    without = np.delete(lines, surplus)
     return np.insert(without, bare - np.searchsorted(surplus, bare), CR).tobytes()
 
 
@@ -71,10 +84,10 @@ def swap_percent_escapes(text: bytes, *, capitals: bool) -> bytes:
     def swapped(match: re.Match[str]) -> str:
         run = match[0]
         if encoded.fullmatch(run):
-            return "%" + unquote_to_bytes(run).decode()
+            return "%" + bytes.fromhex(run.replace("%", "")).decode()
         if run[0] == "%" and "%" not in run[1:]:
-            quoted = quote_from_bytes(run[1:].encode())
-            return quoted if capitals else quoted.lower()
+            digits = run[1:].encode().hex("%")
+            return "%" + (digits.upper() if capitals else digits)
         return run
 
     return _replaced(text, runs, swapped)
@@ -93,7 +106,7 @@ def _json_runs(capitals: bool) -> re.Pattern[str]:
     )
     pair = rf"\\u{d}[{high}][{digit}]{{2}}\\u{d}[{low}][{digit}]{{2}}"
     single = rf"\\u(?!00[0-7]|{d}[{high}{low}])[{digit}]{{4}}"
-    return re.compile(f"(?:{pair}|{single})+|{NOT_ASCII}+")
+    return re.compile(f"(?:{pair}|{single})++|{NOT_ASCII}++")
 
 
 @cache
@@ -114,4 +127,4 @@ def _percent_runs(capitals: bool) -> tuple[re.Pattern[str], re.Pattern[str]]:
     )
     if not capitals:
         encoded = encoded.lower()
-    return re.compile(f"(?:{encoded})+"), re.compile(f"(?:{encoded}|%?{NOT_ASCII})+")
+    return re.compile(f"(?:{encoded})++"), re.compile(f"(?:{encoded}|%?{NOT_ASCII})++")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -109,6 +110,17 @@ def _depth(left, right):
     return deepest
 
 
+class DecisionTree(NamedTuple):
+    """What compiled loops need of a vocabulary; `Vocabulary` describes the arrays."""
+
+    data: UInt8Array
+    offsets: Int64Array
+    splits: Int32Array
+    left: Int32Array
+    right: Int32Array
+    places: Int32Array
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
     """Tokens by rank, and the decision tree over them.
@@ -166,6 +178,23 @@ class Vocabulary:
             rank_of_id=rank_of_id,
             deepest=_depth(left, right),
         )
+
+    @property
+    def tree(self) -> DecisionTree:
+        """The arrays of the decision tree."""
+        return DecisionTree(
+            data=self.data,
+            offsets=self.offsets,
+            splits=self.splits,
+            left=self.left,
+            right=self.right,
+            places=self.places,
+        )
+
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest token."""
+        return int(np.diff(self.offsets).max())
 
     @property
     def size(self) -> int:

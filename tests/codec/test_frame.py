@@ -22,6 +22,7 @@ from archiver.codec.frame import plan_streams
 from archiver.container.layout import MixerSection, PredictorSection
 from archiver.errors import LimitExceededError, UnsupportedVersionError
 from archiver.levels import LEVELS, Chunking
+from archiver.mixing.parameters import MixerParameters
 from archiver.predict.package import ModelPackage
 
 TEXT = (
@@ -54,7 +55,7 @@ def make_codec(
     )
     return open_codec(
         predictor,
-        MixerSection(version=1, parameters=b""),
+        MixerSection(version=2, parameters=MixerParameters().encode()),
         package=package,
         threads=threads,
         chunking=LEVELS[5].chunking if chunk is None else Chunking(tokens_min=chunk, streams=1024),
@@ -132,7 +133,8 @@ def test_threads_and_blocks_change_nothing(
 
 
 def test_chunks_and_windows_are_settings_of_the_archive(tiny: ModelPackage) -> None:
-    content = TEXT * 30
+    # Text that repeats would cost nothing, whatever the model predicts.
+    content = np.random.default_rng(5).choice(list(TEXT[:100]), 3000).astype(np.uint8).tobytes()
     payloads = {
         make_codec(tiny, chunk=chunk, window=window).encode(content)
         for chunk in (30, 100)
@@ -242,14 +244,16 @@ def test_other_versions_are_refused(tiny: ModelPackage) -> None:
         window_tokens=32,
         sink_tokens=4,
     )
-    mixer = MixerSection(version=1, parameters=b"")
+    parameters = MixerParameters().encode()
+    mixer = MixerSection(version=2, parameters=parameters)
     with pytest.raises(UnsupportedVersionError, match="needs engine version 2; this llmzip has 1"):
         open_codec(newer, mixer, package=tiny, threads=None, chunking=LEVELS[5].chunking)
-    for other in (
-        MixerSection(version=9, parameters=b""),
-        MixerSection(version=1, parameters=b"x"),
+    for other, message in (
+        (MixerSection(version=9, parameters=parameters), "needs mixer version 9"),
+        (MixerSection(version=2, parameters=parameters + b"x"), "parameters are malformed"),
+        (MixerSection(version=2, parameters=parameters[:-1] + b"\0"), "sets 0 .* out of range"),
     ):
-        with pytest.raises(UnsupportedVersionError, match="needs mixer version"):
+        with pytest.raises(UnsupportedVersionError, match=message):
             open_codec(good, other, package=tiny, threads=None, chunking=LEVELS[5].chunking)
 
 

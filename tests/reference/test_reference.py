@@ -21,6 +21,7 @@ from archiver.container import MixerSection as ProgramMixer
 from archiver.container import PredictorSection as ProgramSection
 from archiver.errors import ModelMismatchError
 from archiver.frames import codec_for_writing
+from archiver.levels import DEFAULT_LEVEL, LEVELS
 from archiver.options import CompressOptions
 from archiver.predict import registry
 from archiver.predict.package import ModelPackage
@@ -154,7 +155,7 @@ def test_other_models_windows_and_sinks(
         ProgramMixer(version=1, parameters=b""),
         package=package,
         threads=1,
-        chunk_tokens=None,
+        chunking=LEVELS[DEFAULT_LEVEL].chunking,
     )
     reference = FramePredictor(
         PredictorSection(**fields), MixerSection(version=1, parameters=b""), package.path

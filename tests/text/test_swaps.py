@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from urllib.parse import quote
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from archiver.text.swaps import PART_BYTES, swap_line_ends
 from archiver.text.transforms import SWAPS, Swap
 from tests.reference import transforms as reference
 
@@ -79,3 +81,15 @@ def test_a_swap_undoes_itself_and_is_the_reference(swap: Swap, content: bytes) -
     assert swapped == REFERENCES[swap](content)
     assert SWAPS[swap](swapped) == content
     assert len(swapped) <= 3 * len(content)
+
+
+def test_line_ends_of_a_long_text_are_swapped_everywhere() -> None:
+    chance = random.Random(1)
+    content = b"".join(
+        chance.choice([b"word", b"\r", b"\n", b"\r\n", b"\r\r\n"]) for _ in range(200_000)
+    )
+    assert len(content) > 4 * PART_BYTES
+    swapped = swap_line_ends(content)
+    assert swapped == reference.swap_line_ends(content)
+    assert swap_line_ends(swapped) == content
+    assert swap_line_ends(b"a" * (2 * PART_BYTES)) == b"a" * (2 * PART_BYTES)
