@@ -19,7 +19,7 @@ from archiver.mixing.matching import follow
 LEAST_MATCH_BYTES = (12, 5)
 LINE_FEED = 10
 DELIMITERS = np.zeros(256, np.bool_)
-DELIMITERS[list(b" \t,;:=\"[]()/")] = True
+DELIMITERS[list(b' \t,;:="[]()/')] = True
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
