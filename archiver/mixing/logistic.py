@@ -13,7 +13,6 @@ from numba import njit
 from archiver.coding.range_coder import PROBABILITY_BITS, PROBABILITY_ONE
 from archiver.mixing.tables import (
     COUNT_BITS,
-    COUNT_MAX,
     SQUASH_BITS,
     STRETCH_MAX,
     stretch_table,

@@ -1,9 +1,9 @@
 """The stage between the model's probability of a decision and the coder.
 
-    model's probability ─────────── stretch ──┐
-    contexts ── slots ── history maps ────────┤            ┌ set 1 ┐
-    match models ── expected bit ─────────────┼── inputs ──┤  ...  ├── final mixer ── squash ── coder
-    model's probability ── adaptive maps ─────┘            └ set 6 ┘
+    model's probability ─────── stretch ──┐
+    contexts ── slots ── history maps ────┤            ┌ set 0 ┐
+    match models ── expected bit ─────────┼── inputs ──┤  ...  ├── final mixer ── squash ── coder
+    model's probability ── adaptive maps ─┘            └ set 5 ┘
 
 Each weight set chooses one row of weights by a small context and mixes all inputs with it; the
 final mixer mixes the sets' outputs. After the decision each row is moved along its own error's

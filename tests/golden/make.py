@@ -162,7 +162,7 @@ GOLDENS = [
     Golden(
         name="zstd",
         holds="repeats, which zstd shortens most",
-        content=b"0123456789 all happy families are alike\r\n" * 300,
+        content=scattered(600) * 20,
         codings=(1,),
         options={},
     ),

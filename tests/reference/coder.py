@@ -1,4 +1,4 @@
-"""Binary decisions out of the range coder's bytes; tokens and escapes out of decisions.
+"""Binary decisions out of the range coder's bytes; tokens and escapes out of mixed decisions.
 
 Source: FORMAT.md, "Predictor frame payload".
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left
-from collections.abc import Hashable
 
 import numpy as np
 
 from tests.reference.container import MalformedError
+from tests.reference.mixer import RUNS, TOKENS, Mixer, Stream
 from tests.reference.numbers import Integers, f64
 
 ONE = 1 << 22  # a probability of 1
@@ -53,39 +53,23 @@ class RangeDecoder:
         return byte
 
 
-class Contexts:
-    """The adaptive decisions of a frame: a probability for each context."""
+def decode_escape_flag(mixer: Mixer, stream: Stream, after_escape: bool) -> bool:
+    """Whether the stream's next symbol is an escape."""
+    return mixer.flag(stream, 9, 288 + after_escape) == 1
 
-    def __init__(self, decoder: RangeDecoder) -> None:
-        self._decoder = decoder
-        self._probabilities: dict[Hashable, int] = {("escape", False): 1 << 16}
 
-    def decide(self, context: Hashable) -> int:
-        """The next decision, in a context of any name."""
-        probability = self._probabilities.get(context, 1 << 21)
-        decision = self._decoder.decide(probability)
-        if decision:
-            probability += (ONE - probability) // 32
-        else:
-            probability -= probability // 32
-        self._probabilities[context] = probability
-        return decision
-
-    def is_escape(self, after_escape: bool) -> bool:
-        """Whether the next symbol is an escape."""
-        return self.decide(("escape", after_escape)) == 1
-
-    def escape(self) -> bytes:
-        """The bytes of an escape."""
-        data = bytearray()
-        while True:
-            before = data[-1] if data else 0
-            bits: tuple[int, ...] = ()
-            for _ in range(8):
-                bits += (self.decide(("byte", before, bits)),)
-            data.append(int("".join(map(str, bits)), 2))
-            if len(data) == LARGEST_ESCAPE_BYTES or not self.decide(("more", len(data) == 1)):
-                return bytes(data)
+def decode_escape(mixer: Mixer, stream: Stream) -> bytes:
+    """The bytes of an escape."""
+    data = bytearray()
+    while True:
+        key = 1
+        for place in range(8):
+            key = 2 * key + mixer.decide(stream, RUNS, place, key, ONE // 2)
+        data.append(key - 256)
+        mixer.note(stream, key - 256)
+        if len(data) == LARGEST_ESCAPE_BYTES or not mixer.flag(stream, 10, 290 + (len(data) > 1)):
+            stream.end_symbol()
+            return bytes(data)
 
 
 class TokenTree:
@@ -100,11 +84,12 @@ class TokenTree:
         assert all(a < b for a, b in itertools.pairwise(tokens))
         self._tokens = tokens
 
-    def decode(self, weights: Integers, decoder: RangeDecoder) -> int:
-        """The rank of the next token."""
+    def decode(self, weights: Integers, mixer: Mixer, stream: Stream) -> int:
+        """The rank of the stream's next token."""
         sums = [0, *np.cumsum(weights).tolist()]
         lo, hi = 0, len(self._tokens)
         number = 0
+        known = 0  # bytes of the token that the stream's text has
         while hi - lo > 1:
             mid = self._first_one(number, lo, hi)
             if lo < mid < hi:
@@ -112,12 +97,29 @@ class TokenTree:
                 b = sums[hi] - sums[mid]
                 quotient = f64(b) / f64(a + b)
                 probability = min(max(int(quotient * f64(ONE)), 1), ONE - 1)
-                if decoder.decide(probability):
+                index, place = divmod(number, 9)
+                if mixer.tokens_mixed:
+                    self._note(mixer, stream, lo, known, index + (place == 8))
+                    known = index + (place == 8)
+                if mixer.decide(stream, TOKENS, place, self._key(number, lo), probability):
                     lo = mid
                 else:
                     hi = mid
             number += 1
+        self._note(mixer, stream, lo, known, len(self._tokens[lo]))
+        stream.end_symbol()
         return lo
+
+    def _note(self, mixer: Mixer, stream: Stream, rank: int, known: int, certain: int) -> None:
+        for c in self._tokens[rank][known:certain]:
+            mixer.note(stream, c)
+
+    def _key(self, number: int, rank: int) -> int:
+        """A decision's key; all tokens that are left agree with that of `rank`."""
+        index, place = divmod(number, 9)
+        if place == 8:
+            return 256 + min(index + 1, 31)
+        return (256 + self._tokens[rank][index]) >> (8 - place)
 
     def _first_one(self, number: int, lo: int, hi: int) -> int:
         """The first rank from lo to hi - 1 whose decision is 1; hi when there is none."""

@@ -15,7 +15,7 @@ from archiver.errors import (
     ModelMissingError,
     UnsupportedVersionError,
 )
-from tests.reference.coder import Contexts, RangeDecoder, TokenTree
+from tests.reference.coder import RangeDecoder, TokenTree, decode_escape, decode_escape_flag
 from tests.reference.container import (
     RAW,
     ZSTD,
@@ -32,13 +32,14 @@ from tests.reference.container import (
     read_header,
     read_varint,
 )
+from tests.reference.mixer import Mixer, Parameters, UnknownParametersError
 from tests.reference.package import Package, read_package
 from tests.reference.predictor import Model, Stream
 from tests.reference.steering import steering_vectors
 from tests.reference.transforms import read_fields, undo
 
 ENGINE_VERSION = 1
-MIXER_VERSION = 1
+MIXER_VERSION = 2
 LARGEST_STREAMS = 1024
 LARGEST_STREAM_TOKENS = 65536
 
@@ -97,8 +98,12 @@ class FramePredictor:
     ) -> None:
         if section.engine_version != ENGINE_VERSION:
             raise UnsupportedVersionError(f"engine version {section.engine_version}")
-        if mixer.version != MIXER_VERSION or mixer.parameters:
-            raise UnsupportedVersionError(f"mixer version {mixer.version}, or its parameters")
+        if mixer.version != MIXER_VERSION:
+            raise UnsupportedVersionError(f"mixer version {mixer.version}")
+        try:
+            self._mixer_parameters = Parameters.read(mixer.parameters)
+        except UnknownParametersError as error:
+            raise UnsupportedVersionError(f"mixer parameters {error}") from error
         package: Package = read_package(package_folder)
         if package.fingerprint[:8] != section.package_fingerprint:
             raise ModelMissingError(f"the archive needs {section.package_fingerprint.hex()}")
@@ -139,7 +144,7 @@ class FramePredictor:
             raise MalformedError("a stream is too long")
 
         range_decoder = RangeDecoder(frame.payload[offset:])
-        contexts = Contexts(range_decoder)
+        mixer = Mixer(self._mixer_parameters, text_bytes, stream_count, range_decoder.decide)
         chunks: list[list[bytes]] = [[] for _ in lengths]
         streams = [
             Stream(
@@ -159,12 +164,13 @@ class FramePredictor:
                 if position >= lengths[n]:
                     continue
                 weights = streams[n].step(inputs[n])
-                after_escape[n] = with_escapes and contexts.is_escape(after_escape[n])
+                known = mixer.streams[n]
+                after_escape[n] = with_escapes and decode_escape_flag(mixer, known, after_escape[n])
                 if after_escape[n]:
-                    symbol = contexts.escape()
+                    symbol = decode_escape(mixer, known)
                     inputs[n] = self._model.start_token
                 else:
-                    inputs[n] = self._tree.decode(weights, range_decoder)
+                    inputs[n] = self._tree.decode(weights, mixer, known)
                     symbol = self._tokens[inputs[n]]
                 chunks[n].append(symbol)
                 decoded_bytes += len(symbol)

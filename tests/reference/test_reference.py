@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -22,11 +23,12 @@ from archiver.container import PredictorSection as ProgramSection
 from archiver.errors import ModelMismatchError
 from archiver.frames import codec_for_writing
 from archiver.levels import DEFAULT_LEVEL, LEVELS
+from archiver.mixing.parameters import MixerParameters
 from archiver.options import CompressOptions
 from archiver.predict import registry
 from archiver.predict.package import ModelPackage
 from tests.reference import container, numbers
-from tests.reference.coder import Contexts, RangeDecoder, TokenTree
+from tests.reference.coder import LARGEST_ESCAPE_BYTES, RangeDecoder, TokenTree, decode_escape
 from tests.reference.container import (
     Frame,
     MixerSection,
@@ -35,6 +37,7 @@ from tests.reference.container import (
     read_header,
 )
 from tests.reference.decoder import FramePredictor, decode
+from tests.reference.mixer import Mixer, Parameters
 from tests.reference.package import read_package
 from tests.support.tiny_models import make_tiny_hf_folder
 
@@ -67,7 +70,7 @@ PREDICTED = {
     "the smallest window": (TEXT, {"window_tokens": 16, "chunk_tokens": 70}),
     "streams of one token": (TEXT[:40], {"chunk_tokens": 1}),
     "streams of two lengths": (TEXT * 2, {"window_tokens": 32, "chunk_tokens": 60}),
-    "more than 256 positions": (TEXT * 3, {"window_tokens": 100}),
+    "more than 256 positions": (TEXT + TEXT[::-1], {"window_tokens": 100}),
     "escapes": (
         ESCAPES + TEXT[:90] + ESCAPES + bytes(range(256)) + TEXT[90:] + b"\xff",
         {"window_tokens": 32, "chunk_tokens": 100},
@@ -93,9 +96,9 @@ FRAMES = {
     "no frame": (b"", ()),
     "one byte": (b"a", (0,)),
     "raw": (SCATTERED, (0,)),
-    "zstd": (TEXT * 30, (1, 1)),
+    "zstd": (SCATTERED[:1000] * 8, (1, 1)),
     "predictor": (TEXT, (2,)),
-    "three codings": (b"x" * 3999 + b"\n" + SCATTERED + b"\n" + TEXT, (1, 0, 2)),
+    "three codings": (SCATTERED[:333] * 12 + b"\n" + SCATTERED + b"\n" + TEXT, (1, 0, 2)),
 }
 
 
@@ -150,27 +153,73 @@ def test_other_models_windows_and_sinks(
         "window_tokens": window,
         "sink_tokens": sinks,
     }
+    mixer = MixerParameters(slot_bits_max=16 + window % 3).encode()
     program = open_codec(
         ProgramSection(**fields),
-        ProgramMixer(version=1, parameters=b""),
+        ProgramMixer(version=2, parameters=mixer),
         package=package,
         threads=1,
         chunking=LEVELS[DEFAULT_LEVEL].chunking,
     )
     reference = FramePredictor(
-        PredictorSection(**fields), MixerSection(version=1, parameters=b""), package.path
+        PredictorSection(**fields), MixerSection(version=2, parameters=mixer), package.path
     )
     for symbols, streams, flag in ((40, 1, 0), (30, 2, 1)):
         code = np.random.default_rng(symbols).bytes(2 * symbols)
         payload = bytes([symbols, streams, flag]) + code
-        frame = Frame(number=1, coding=2, content_bytes=1 << 16, content_hash=0, payload=payload)
+        # The mixer's tables have one size for all contents up to 2,048 bytes.
+        frame = Frame(number=1, coding=2, content_bytes=2048, content_hash=0, payload=payload)
         content = reference.decode(frame)
         assert program.decode(payload, len(content)) == content
 
 
-def test_the_longest_escape_ends_by_itself(tiny: ModelPackage) -> None:
-    content = b"\x04" * 65_536
-    assert decode(predicted(content, SMALL_WINDOW), tiny.path) == content
+MIXERS = {
+    "tokens as they are": {"tokens_mixed": False},
+    "one set, nothing else": {"contexts": 0, "matches": 0, "maps": 0, "sets": 1},
+    "every other part": {
+        "contexts": 0b101010101010101010,
+        "matches": 2,
+        "maps": 5,
+        "sets": 0b110100,
+    },
+    "a table that overflows": {"slot_bits_max": 16},
+}
+
+
+@pytest.mark.parametrize("case", MIXERS)
+def test_parameters_of_the_mixer(case: str, tiny: ModelPackage) -> None:
+    content = TEXT + b"\x04\x06\x04" + TEXT[:150]
+    options = CompressOptions(model="tiny", chunk_tokens=60)
+    _, header = codec_for_writing(options, None)
+    assert header.predictor is not None
+    section = ProgramMixer(version=2, parameters=MixerParameters(**MIXERS[case]).encode())
+    codec = open_codec(
+        header.predictor, section, package=tiny, threads=1, chunking=options.chunking
+    )
+    stream = io.BytesIO()
+    writer = ArchiveWriter(stream, dataclasses.replace(header, mixer=section))
+    writer.add_frame(FrameCoding.PREDICTOR, content, codec.encode(content))
+    writer.finish()
+    assert decode(stream.getvalue(), tiny.path) == content
+
+
+def test_the_longest_escape_ends_by_itself() -> None:
+    class Always(Mixer):
+        """A mixer whose every decision is 1."""
+
+        flags = 0
+
+        def decide(self, *_: object) -> int:
+            return 1
+
+        def flag(self, *_: object) -> int:
+            self.flags += 1
+            return 1
+
+    parameters = MixerParameters(contexts=0, matches=0, maps=0, sets=1)
+    mixer = Always(Parameters.read(parameters.encode()), 1 << 20, 1, RangeDecoder(b"").decide)
+    assert decode_escape(mixer, mixer.streams[0]) == b"\xff" * LARGEST_ESCAPE_BYTES
+    assert mixer.flags == LARGEST_ESCAPE_BYTES - 1
 
 
 def test_the_example_of_the_text(tmp_path: Path) -> None:
@@ -232,16 +281,17 @@ def test_no_float_is_ever_wider_than_the_text_says() -> None:
         assert array.dtype == np.float32
 
 
+def unmixed(decoder: RangeDecoder) -> Mixer:
+    parameters = MixerParameters(tokens_mixed=False).encode()
+    return Mixer(Parameters.read(parameters), 100, 1, decoder.decide)
+
+
 def test_a_token_alone_needs_no_decision() -> None:
-    decoder = RangeDecoder(b"")
-    assert TokenTree([b"only"]).decode(np.array([1]), decoder) == 0
+    mixer = unmixed(RangeDecoder(b""))
+    assert TokenTree([b"only"]).decode(np.array([1]), mixer, mixer.streams[0]) == 0
+    assert mixer.streams[0].text == b"only"
     tree = TokenTree([b"a", b"ab", b"b"])
     weights = np.array([5, 1 << 30, 3])
     for code, rank in ((b"\x00", 2), (b"\x00\x00\x10", 1), (b"\xff" * 3 + b"\xfe", 0)):
-        assert tree.decode(weights, RangeDecoder(code)) == rank
-
-
-def test_contexts_start_where_the_text_says() -> None:
-    contexts = Contexts(RangeDecoder(b"\xff\xff\xff\xf0" * 8))
-    assert not contexts.is_escape(False)
-    assert contexts._probabilities == {("escape", False): (1 << 16) - (1 << 11)}
+        mixer = unmixed(RangeDecoder(code))
+        assert tree.decode(weights, mixer, mixer.streams[0]) == rank
