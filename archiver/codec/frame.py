@@ -187,7 +187,7 @@ class FrameCodec:
         has_escapes = bool(len(symbols.escapes))
         has_transforms = transforms != NONE
         loop.encode_symbols(
-            state, buffer, self._new_mixer(plan, len(text)), has_escapes, vocabulary.tree, ranks,
+            state, buffer, self._new_mixer(plan, text_bytes), has_escapes, vocabulary.tree, ranks,
             starts[:-1], np.diff(starts), firsts, probabilities, runs, run_offsets,
         )  # fmt: skip
         return b"".join(
