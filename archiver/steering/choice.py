@@ -35,7 +35,7 @@ Steering = tuple[SteeringSection, SoftPrompt]
 # Trying one candidate takes this part of the time that coding the text takes, but for short
 # texts, whose extracts would say nothing.
 _TRIAL_PART = 160
-_TRIAL_BYTES_MIN = 512
+_TRIAL_BYTES_MIN = 256
 _TRIAL_BYTES_MAX = 1 << 14
 _PIECE_BYTES = 512
 _TRIAL_CHUNKING = Chunking(tokens_min=128, streams=LARGEST_STREAMS)

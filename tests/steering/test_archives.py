@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import archiver
 from archiver.codec import FrameCodec, workers
@@ -18,6 +20,7 @@ from archiver.predict.engine import SoftPrompt
 from archiver.predict.package import ModelPackage
 from archiver.steering import files, quantizers
 from archiver.steering.bodies import decode_body, encode_body
+from archiver.steering.choice import extract_of
 from archiver.steering.files import SteeringFile
 from archiver.steering.sections import describe_section
 from tests.codec.test_frame import make_codec
@@ -236,3 +239,20 @@ def test_descriptions_say_what_is_stored(tiny: ModelPackage, tmp_path: Path) -> 
         assert info.as_dict()["steering"]["kind"] == info.steering.kind
     unknown = describe_section(SteeringSection(kind=SteeringKind.BUILT_IN, fields=b"\xfe"))
     assert unknown.describe(None) == "built in 254, 2 bytes of side information"
+
+
+@given(text=st.text(max_size=3000), repeats=st.integers(1, 200))
+def test_extracts_are_small_and_whole_characters(text: str, repeats: int) -> None:
+    sample = (text * repeats).encode()
+    extract = extract_of(sample)
+    extract.decode()
+    assert len(extract) <= max(len(sample) // 160 + 512, 768)
+    if len(sample) <= 256:
+        assert extract == sample
+    elif text:
+        assert extract
+
+
+def test_extracts_of_bytes_that_are_no_text() -> None:
+    for sample in (b"\xff" * 5000, b"\x80" * 5000, bytes(range(256)) * 50):
+        assert len(extract_of(sample)) >= 256

@@ -110,7 +110,7 @@ def test_gradients_are_those_of_the_bits(
 def trainer(
     model: TrainingModel, ranks: Int32Array, checkpoint: Path | None = None, **settings: object
 ) -> Trainer:
-    chosen = TrainingSettings(**{"vectors": 3, "steps": 60, **settings})  # type: ignore[arg-type]
+    chosen = TrainingSettings(**{"vectors": 3, "steps": 40, **settings})  # type: ignore[arg-type]
     return Trainer(model, [ranks], chosen, checkpoint=checkpoint)
 
 
@@ -121,7 +121,7 @@ def test_vectors_get_better_than_what_they_began_as(
     training = trainer(model, ranks)
     beginning = training.state
     found = training.run(states.append)
-    assert [state.step for state in states] == list(range(1, 61))
+    assert [state.step for state in states] == list(range(1, 41))
     assert states[-1].part == 1.0
     assert found.best_bits < beginning.best_bits - 5
     assert found.best_bits < found.plain_bits
