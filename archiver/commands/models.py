@@ -9,6 +9,7 @@ import click
 
 from archiver.commands.arguments import reporting_options
 from archiver.commands.console import Reporter
+from archiver.commands.workshop import tune
 from archiver.options import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ class _ReportingGroup(click.Group):
 @click.group(cls=_ReportingGroup)
 def model() -> None:
     """List, fetch, add and remove the models that predict."""
+
+
+model.add_command(tune)
 
 
 @model.command("list")
