@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812, torch's own name for it
 
+from archiver.workshop import fused
 from archiver.workshop.names import JOINED
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class FloatLlama:
         self.adapters: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.adapter_scale = 1.0
         self.dtype = dtype or compute_type()
+        self._fused = self.dtype == torch.bfloat16
         self._effective: dict[str, torch.Tensor] = {}
         self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -150,12 +152,6 @@ class FloatLlama:
         assert isinstance(product, torch.Tensor)
         return product
 
-    def norm(self, name: str, stream: torch.Tensor) -> torch.Tensor:
-        """The residual stream, float32 [tokens, hidden], normalized, in the compute type."""
-        gain = self.weights[name]
-        normed = F.rms_norm(stream, (stream.shape[-1],), gain, self.config.norm_eps)
-        return normed.to(self.dtype)
-
     def hidden(
         self,
         tokens: torch.Tensor,
@@ -171,29 +167,72 @@ class FloatLlama:
             observe: is shown vectors as they pass.
         """
         streams, steps = tokens.shape
-        stream = self._embed(tokens.reshape(-1))
+        stream = F.embedding(tokens.reshape(-1), self.weights["embed"])
+        addend = torch.zeros_like(stream, dtype=self.dtype)
         for layer in range(self.config.layers) if layers is None else layers:
             name = f"layers.{layer}"
+            stream, normed = self._add_norm(f"{name}.norm1", stream, addend)
             if observe:
                 observe(name, stream)
-            normed = self.norm(f"{name}.norm1", stream)
-            if observe:
                 observe(f"{name}.qkv", normed)
             mixed = self._attention(self.product(f"{name}.qkv", normed), streams, steps)
             if observe:
                 observe(f"{name}.o", mixed)
-            stream = stream + self.product(f"{name}.o", mixed)
-            normed = self.norm(f"{name}.norm2", stream)
+            addend = self.product(f"{name}.o", mixed)
+            stream, normed = self._add_norm(f"{name}.norm2", stream, addend)
             if observe:
                 observe(f"{name}.gate_up", normed)
-            gate, up = self.product(f"{name}.gate_up", normed).chunk(2, dim=-1)
-            inner = F.silu(gate) * up
+            inner = self._gated(self.product(f"{name}.gate_up", normed))
             if observe:
                 observe(f"{name}.down", inner)
-            stream = stream + self.product(f"{name}.down", inner)
+            addend = self.product(f"{name}.down", inner)
+        stream, normed = self._add_norm("norm", stream, addend)
         if observe:
             observe("norm", stream)
-        return self.norm("norm", stream)
+        return normed
+
+    def _add_norm(
+        self, name: str, stream: torch.Tensor, addend: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """stream + addend, and that normalized for the matrix that follows."""
+        gain, epsilon = self.weights[name], self.config.norm_eps
+        if self._fused:
+            return fused.add_norm(stream, addend, gain, epsilon)
+        stream = stream + addend
+        return stream, F.rms_norm(stream, stream.shape[-1:], gain, epsilon).to(self.dtype)
+
+    def _gated(self, gate_up: torch.Tensor) -> torch.Tensor:
+        if self._fused:
+            return fused.gated(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def _attention(self, qkv: torch.Tensor, streams: int, steps: int) -> torch.Tensor:
+        """Causal attention of each stream with itself: [tokens, heads x head_dim]."""
+        config, (cosines, sines) = self.config, self._rotary(steps)
+        if self._fused:
+            return fused.attention(qkv, streams, (config.heads, config.kv_heads), cosines, sines)
+        heads = (config.heads, config.kv_heads, config.kv_heads)
+        parts = qkv.view(streams, steps, sum(heads), config.head_dim).transpose(1, 2)
+        query, key, value = parts.split(heads, dim=1)
+        mixed = F.scaled_dot_product_attention(
+            _rotated(query, cosines, sines),
+            _rotated(key, cosines, sines),
+            value,
+            is_causal=True,
+            enable_gqa=True,
+        )
+        return mixed.transpose(1, 2).reshape(streams * steps, -1)
+
+    def _rotary(self, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of the first positions, float32 [steps, head_dim / 2]."""
+        if self._angles is None or len(self._angles[0]) < steps:
+            half = self.config.head_dim // 2
+            exponents = -torch.arange(half, dtype=torch.float64) / half
+            positions = torch.arange(steps, dtype=torch.float64)
+            angles = torch.outer(positions, self.config.rope_theta**exponents)
+            self._angles = (angles.cos().float(), angles.sin().float())
+        return self._angles[0][:steps], self._angles[1][:steps]
 
     @property
     def head(self) -> torch.Tensor:
@@ -206,39 +245,12 @@ class FloatLlama:
         weight = self.weights["embed" if self.config.tied else "head"]
         return weight if weight.requires_grad else None
 
-    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        return F.embedding(tokens, self.weights["embed"])
 
-    def _attention(self, qkv: torch.Tensor, streams: int, steps: int) -> torch.Tensor:
-        """Causal attention of each stream with itself: [tokens, heads x head_dim]."""
-        config = self.config
-        heads = (config.heads, config.kv_heads, config.kv_heads)
-        parts = qkv.view(streams, steps, sum(heads), config.head_dim).transpose(1, 2)
-        query, key, value = parts.split(heads, dim=1)
-        query, key = self._rotate(query, steps), self._rotate(key, steps)
-        shared = config.heads // config.kv_heads
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key.repeat_interleave(shared, dim=1),
-            value.repeat_interleave(shared, dim=1),
-            is_causal=True,
-        )
-        return mixed.transpose(1, 2).reshape(streams * steps, -1)
-
-    def _rotate(self, vectors: torch.Tensor, steps: int) -> torch.Tensor:
-        """Rotary positions: [streams, heads, steps, head_dim]."""
-        if self._angles is None or self._angles[0].shape[0] < steps:
-            half = self.config.head_dim // 2
-            exponents = -torch.arange(half, dtype=torch.float64) / half
-            angles = torch.outer(
-                torch.arange(steps, dtype=torch.float64), self.config.rope_theta**exponents
-            )
-            self._angles = (angles.cos().to(self.dtype), angles.sin().to(self.dtype))
-        cosine, sine = (table[:steps] for table in self._angles)
-        first, second = vectors.chunk(2, dim=-1)
-        return torch.cat(
-            [first * cosine - second * sine, second * cosine + first * sine], dim=-1
-        )
+def _rotated(vectors: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """Vectors [streams, heads, steps, head_dim], rotated to their positions."""
+    first, second = vectors.chunk(2, dim=-1)
+    parts = [first * cosines - second * sines, second * cosines + first * sines]
+    return torch.cat(parts, dim=-1).to(vectors.dtype)
 
 
 class _AdaptedProduct(torch.autograd.Function):

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import torch
 
+from archiver.workshop import kernels
+from archiver.workshop.fused import bits
+
 ROWS = 256  # of logits at a time: 50 MB in float32
 
 
@@ -84,6 +87,12 @@ class Loss:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Of some rows: the gradient of their summed loss by the logits, and that sum."""
         share = self.teacher_share if teacher is not None else 0.0
+        if hidden.dtype == torch.bfloat16 and not share:
+            gradient = self._buffer("product", hidden.dtype, len(hidden), len(head))
+            torch.mm(hidden, head.T, out=gradient)
+            nats = torch.empty(len(hidden))
+            kernels.cross_entropy(bits(gradient), targets.numpy(), nats.numpy(), bits(gradient))
+            return gradient, nats.sum()
         probabilities, nats = self._distribution("student", hidden, head, targets)
         loss = nats.sum() * (1 - share)
         if teacher is not None and share:
