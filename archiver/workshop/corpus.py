@@ -252,9 +252,7 @@ def tokenize(
         if file.metadata.get("mixture") == mixture.sha256:
             arrays = file.map()
     if not arrays:
-        arrays = {
-            source.name: tokens.encode(source.read(roots)) for source in mixture.sources
-        }
+        arrays = {source.name: tokens.encode(source.read(roots)) for source in mixture.sources}
         if cache is not None:
             write_tensor_file(cache, arrays, {"mixture": mixture.sha256})
     train, held_out = {}, {}

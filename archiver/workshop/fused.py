@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812, torch's own name for it
 
 from archiver.types import UInt16Array
 from archiver.workshop import kernels
@@ -75,7 +74,7 @@ class _AddNorm(torch.autograd.Function):
         return total, normed
 
     @staticmethod
-    def backward(ctx: Any, upstream: Any, normed_grad: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Any, normed_grad: Any) -> Any:
         total, inverse, gain = ctx.saved_tensors
         grad, addend_grad = torch.empty_like(total), torch.empty_like(normed_grad)
         gain_grad = torch.zeros_like(gain)
@@ -95,7 +94,7 @@ class _Gated(torch.autograd.Function):
         return product
 
     @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Any) -> Any:
         (gate_up,) = ctx.saved_tensors
         gate_up_grad = torch.empty_like(gate_up)
         kernels.gated_back(bits(gate_up), bits(grad.contiguous()), bits(gate_up_grad))
@@ -131,7 +130,7 @@ class _Attention(torch.autograd.Function):
         return mixed.transpose(1, 2).reshape(streams * steps, count * dim)
 
     @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Any) -> Any:
         query, key, value, mixed, log_sums, cosines, sines = ctx.saved_tensors
         streams, count, steps, dim = query.shape
         shared = key.shape[1]

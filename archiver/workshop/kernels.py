@@ -1,7 +1,8 @@
 """Compiled passes over bfloat16 vectors for training: one reading and one writing of memory each.
 
-Torch runs every operation on its own, and with 16-bit numbers most time goes into moving them. Not
-exact, on purpose: this is the floating-point side.  bfloat16 arrays are given by their bits, uint16.
+Torch runs every operation on its own, and with 16-bit numbers most time goes into moving them.
+Not exact, on purpose: this is the floating-point side.  bfloat16 arrays are given by their bits,
+uint16.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def rotate_heads(rows, first, cosines, sines, heads):
 
 @_compiled
 def rotate_heads_back(heads, first, cosines, sines, rows):
-    """The gradient of rotate_heads; `heads` is float32 or bfloat16 as float32 [same shape]."""
+    """The gradient of rotate_heads; heads: float32 [streams, heads, steps, dim]."""
     streams, count, steps, dim = heads.shape
     half = dim // 2
     for s in range(streams):

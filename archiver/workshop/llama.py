@@ -1,6 +1,7 @@
 """A Llama in floating point, for training and calibration.
 
-    tokens -> embed -> [ + o(attention(qkv(norm1))) -> + down(silu(gate) * up(norm2)) ] x layers -> norm
+    tokens -> embed -> (+ o(attention(qkv(norm1))) -> + down(silu(gate) * up(norm2))) per block
+           -> norm -> head
 
 Matrices that read the same vector are joined (``qkv``, ``gate_up``), as in a model package: fewer
 and larger products, and one adapter for all of them.  The residual stream is float32, everything
@@ -166,26 +167,55 @@ class FloatLlama:
             layers: the blocks to run, in order; all of them by default.
             observe: is shown vectors as they pass.
         """
-        streams, steps = tokens.shape
-        stream = F.embedding(tokens.reshape(-1), self.weights["embed"])
-        addend = torch.zeros_like(stream, dtype=self.dtype)
+        stream, addend = self.enter(tokens)
         for layer in range(self.config.layers) if layers is None else layers:
-            name = f"layers.{layer}"
-            stream, normed = self._add_norm(f"{name}.norm1", stream, addend)
-            if observe:
-                observe(name, stream)
-                observe(f"{name}.qkv", normed)
-            mixed = self._attention(self.product(f"{name}.qkv", normed), streams, steps)
-            if observe:
-                observe(f"{name}.o", mixed)
-            addend = self.product(f"{name}.o", mixed)
-            stream, normed = self._add_norm(f"{name}.norm2", stream, addend)
-            if observe:
-                observe(f"{name}.gate_up", normed)
-            inner = self._gated(self.product(f"{name}.gate_up", normed))
-            if observe:
-                observe(f"{name}.down", inner)
-            addend = self.product(f"{name}.down", inner)
+            stream, addend = self.block(layer, stream, addend, len(tokens), observe)
+        return self.leave(stream, addend, observe)
+
+    def enter(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual stream before the first block, in the two parts that a block takes."""
+        stream = F.embedding(tokens.reshape(-1), self.weights["embed"])
+        return stream, torch.zeros_like(stream, dtype=self.dtype)
+
+    def block(
+        self,
+        layer: int,
+        stream: torch.Tensor,
+        addend: torch.Tensor,
+        streams: int,
+        observe: Observer | None = None,
+        attend: Callable[[int, torch.Tensor], torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual stream after a block.
+
+        Args:
+            stream, addend: float32 and compute type [tokens, hidden]; the residual stream is their
+                sum, and the result has the same two parts.
+            streams: of equal length that the tokens consist of.
+            attend: takes the place of attention of each stream with itself: given the block and
+                its queries, keys and values, returns the attention output.
+        """
+        name, steps = f"layers.{layer}", len(stream) // streams
+        stream, normed = self._add_norm(f"{name}.norm1", stream, addend)
+        if observe:
+            observe(name, stream)
+            observe(f"{name}.qkv", normed)
+        qkv = self.product(f"{name}.qkv", normed)
+        mixed = attend(layer, qkv) if attend else self._attention(qkv, streams, steps)
+        if observe:
+            observe(f"{name}.o", mixed)
+        stream, normed = self._add_norm(f"{name}.norm2", stream, self.product(f"{name}.o", mixed))
+        if observe:
+            observe(f"{name}.gate_up", normed)
+        inner = self._gated(self.product(f"{name}.gate_up", normed))
+        if observe:
+            observe(f"{name}.down", inner)
+        return stream, self.product(f"{name}.down", inner)
+
+    def leave(
+        self, stream: torch.Tensor, addend: torch.Tensor, observe: Observer | None = None
+    ) -> torch.Tensor:
+        """What the head reads, of the residual stream after the last block."""
         stream, normed = self._add_norm("norm", stream, addend)
         if observe:
             observe("norm", stream)
@@ -209,22 +239,22 @@ class FloatLlama:
 
     def _attention(self, qkv: torch.Tensor, streams: int, steps: int) -> torch.Tensor:
         """Causal attention of each stream with itself: [tokens, heads x head_dim]."""
-        config, (cosines, sines) = self.config, self._rotary(steps)
+        config, (cosines, sines) = self.config, self.rotary(steps)
         if self._fused:
             return fused.attention(qkv, streams, (config.heads, config.kv_heads), cosines, sines)
         heads = (config.heads, config.kv_heads, config.kv_heads)
         parts = qkv.view(streams, steps, sum(heads), config.head_dim).transpose(1, 2)
         query, key, value = parts.split(heads, dim=1)
         mixed = F.scaled_dot_product_attention(
-            _rotated(query, cosines, sines),
-            _rotated(key, cosines, sines),
+            rotated(query, cosines, sines),
+            rotated(key, cosines, sines),
             value,
             is_causal=True,
             enable_gqa=True,
         )
         return mixed.transpose(1, 2).reshape(streams * steps, -1)
 
-    def _rotary(self, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def rotary(self, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of the first positions, float32 [steps, head_dim / 2]."""
         if self._angles is None or len(self._angles[0]) < steps:
             half = self.config.head_dim // 2
@@ -246,7 +276,7 @@ class FloatLlama:
         return weight if weight.requires_grad else None
 
 
-def _rotated(vectors: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+def rotated(vectors: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
     """Vectors [streams, heads, steps, head_dim], rotated to their positions."""
     first, second = vectors.chunk(2, dim=-1)
     parts = [first * cosines - second * sines, second * cosines + first * sines]

@@ -25,16 +25,12 @@ class Loss:
         self.teacher_share = teacher_share
         self._buffers: dict[tuple[str, torch.dtype, int], torch.Tensor] = {}
 
-    def nats(
-        self, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor
-    ) -> torch.Tensor:
+    def nats(self, hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of every row with its target, in nats, float32 [rows]; no gradient."""
         with torch.no_grad():
             found = [
                 self._distribution("student", part, head, wanted)[1]
-                for part, wanted in zip(
-                    hidden.split(ROWS), targets.split(ROWS), strict=True
-                )
+                for part, wanted in zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
             ]
         return torch.cat(found)
 

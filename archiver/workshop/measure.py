@@ -51,8 +51,6 @@ def held_out_bpb(
 ) -> dict[str, float]:
     """Bits per byte of each source's windows."""
     return {
-        name: float(
-            window_bits(model, part, start_token_id).sum() / tokens.byte_counts[part].sum()
-        )
+        name: float(window_bits(model, part, start_token_id).sum() / tokens.byte_counts[part].sum())
         for name, part in windows.items()
     }

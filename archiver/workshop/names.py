@@ -2,5 +2,8 @@
 
 from __future__ import annotations
 
-JOINED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+from archiver.predict.adapter import JOINED
+
+__all__ = ["JOINED", "MATRICES"]
+
 MATRICES = ("qkv", "o", "gate_up", "down")

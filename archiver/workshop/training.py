@@ -257,7 +257,10 @@ def trained_parameters(model: FloatLlama, settings: TrainSettings) -> dict[str, 
     if not all(0 <= layer < model.config.layers for layer in layers):
         raise UsageError(f"the model has layers 0 to {model.config.layers - 1}")
     matrices = [
-        f"layers.{layer}.{kind}" for layer in layers for kind in MATRICES if kind in settings.targets
+        f"layers.{layer}.{kind}"
+        for layer in layers
+        for kind in MATRICES
+        if kind in settings.targets
     ]
     others = []
     if "norms" in settings.targets:
