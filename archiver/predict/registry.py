@@ -33,7 +33,6 @@ from archiver.predict.package import (
 )
 
 if TYPE_CHECKING:
-    from archiver.predict.adapter import Adapter
     from archiver.predict.sources import SourceModel
 
 _FINGERPRINT_PREFIX = re.compile(r"[0-9a-f]{8,64}")
@@ -176,6 +175,7 @@ def pull(name: str, progress: home.Progress | None = None) -> ModelPackage:
                 note=f"SHA-256 {known.origin.member_sha256}",
                 required_fingerprint=known.fingerprint,
                 progress=progress,
+                adapter=known.adapter_path,
             )
         write_names(read_names() | {known.name: package.fingerprint})
     return package
@@ -200,8 +200,6 @@ def add(
         InvalidModelError: the source is refused.
         UsageError: the name is not possible, or taken by another model.
     """
-    from archiver.predict.adapter import read_adapter
-
     progress = progress or home.no_progress
     source = Path(path)
     if name is not None:
@@ -225,7 +223,7 @@ def add(
             package = _convert(
                 source, name=name, licence=None, note="", required_fingerprint=None,
                 progress=progress,
-                adapter=None if adapter is None else read_adapter(Path(adapter)),
+                adapter=None if adapter is None else Path(adapter),
             )  # fmt: skip
             name = name or package.name
         _give_name(name, package)
@@ -295,6 +293,8 @@ def read_known_source(name: str, progress: home.Progress) -> SourceModel | None:
         return None
     with home.home_locked(progress), home.scratch_folder() as scratch:
         source = read_source(fetch_member(known.origin, scratch, progress))
+        if known.adapter_path is not None:
+            source = _adapted(source, known.adapter_path)
         # The file is gone after this, and the tensors of a source are read when asked for.
         held = {key: source.tensors[key] for key in source.tensors}
     return dataclasses.replace(source, tensors=held, name=known.name)
@@ -333,16 +333,15 @@ def _convert(
     note: str,
     required_fingerprint: str | None,
     progress: home.Progress,
-    adapter: Adapter | None = None,
+    adapter: Path | None = None,
 ) -> ModelPackage:
     """Return the stored package of a published model, changed by an adapter where there is one."""
-    from archiver.predict.adapter import apply_adapter
     from archiver.predict.sources import read_source
 
     model = read_source(source)
     step = f"converted from {source.name}" + (f" ({note})" if note else "")
     if adapter is not None:
-        model = apply_adapter(model, adapter)
+        model = _adapted(model, adapter)
     return _store(
         model,
         name=name or name_from(model.name),
@@ -351,6 +350,13 @@ def _convert(
         required_fingerprint=required_fingerprint,
         progress=progress,
     )
+
+
+def _adapted(model: SourceModel, path: Path) -> SourceModel:
+    """Return the weights changed by the adapter in a file."""
+    from archiver.predict.adapter import apply_adapter, read_adapter
+
+    return apply_adapter(model, read_adapter(path))
 
 
 def _store(

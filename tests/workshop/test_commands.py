@@ -145,7 +145,6 @@ def test_errors_have_names_and_codes(own_home, tiny_folder, tmp_path, arguments,
 
 
 def test_the_command_line_loads_no_torch():
-    script = (
-        "import cli, sys; sys.exit(bool({'torch', 'numba', 'transformers'} & set(sys.modules)))"
-    )
+    heavy = "{'torch', 'numba', 'transformers'} & set(sys.modules)"
+    script = f"import cli, sys; sys.exit(bool({heavy}))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
