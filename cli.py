@@ -98,6 +98,9 @@ commands.add_command(train)
     help="Steering vectors before the text: auto (the best built-in ones or none), auto:15m (may "
     "train some as well), none, NAME, fixed:TEXT, random:K, trained:K, or FILE.steer.",
 )  # fmt: skip
+@click.option(
+    "--no-mixing", is_flag=True, help="The model alone, without context models: to measure them."
+)
 @click.option("--embed", is_flag=True, help="Store FILE.steer's vectors in the archive.")
 @reporting_options
 @click.pass_context
@@ -113,6 +116,7 @@ def compress(
     frame_size: int,
     chunk_tokens: int | None,
     steer: str,
+    no_mixing: bool,
     embed: bool,
     quiet: bool,
     verbose: int,
@@ -138,6 +142,7 @@ def compress(
             window_tokens=window,
             frame_bytes=frame_size,
             chunk_tokens=chunk_tokens,
+            mixing=not no_mixing,
             steering=steer,
             embed_steering=embed,
         )

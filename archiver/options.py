@@ -111,6 +111,8 @@ class CompressOptions:
         frame_bytes: how long a frame's content may be. Each frame decodes alone.
         chunk_tokens: span of text that one stream codes from a cold start; None chooses by the
             level and the frame's length.
+        mixing: whether context models join the model; without, its probabilities are used as
+            they are, which shows what the model does alone.
         steering: which vectors stand before the text; `SteeringChoice.parse` lists what there is.
         embed_steering: store the vectors of a steering file in the archive, not its name.
     """
@@ -121,6 +123,7 @@ class CompressOptions:
     window_tokens: int | None = None
     frame_bytes: int = DEFAULT_FRAME_BYTES
     chunk_tokens: int | None = None
+    mixing: bool = True
     steering: str = DEFAULT_STEERING
     embed_steering: bool = False
 

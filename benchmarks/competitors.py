@@ -209,13 +209,15 @@ class Llmzip:
     def compress(self, source: Path, target: Path, settings: LlmzipSettings) -> dict[str, Any]:
         import archiver
         from archiver.levels import DEFAULT_LEVEL
-        from archiver.options import DEFAULT_MODEL
+        from archiver.options import DEFAULT_MODEL, DEFAULT_STEERING
 
         options = archiver.CompressOptions(
             model=settings.model or DEFAULT_MODEL,
             threads=settings.threads,
             level=settings.level or DEFAULT_LEVEL,
             window_tokens=settings.window_tokens,
+            mixing=settings.mixing is not False,
+            steering=settings.steering or DEFAULT_STEERING,
         )
         archiver.compress(source, target, options=options, overwrite=True)
         return describe_archive(target)

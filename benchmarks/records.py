@@ -24,6 +24,8 @@ class LlmzipSettings:
     threads: int | None = None
     level: int | None = None
     window_tokens: int | None = None
+    mixing: bool | None = None
+    steering: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,6 +116,8 @@ def compare_with_theory(
         folder = Path(name)
         file = beginning(file, limit_bytes, folder)
         progress("compressing and decompressing", 0, 0)
+        # The model alone is compared: context models and steering would hide its arithmetic.
+        settings = dataclasses.replace(settings, mixing=False, steering="none")
         result = code_file(file, Llmzip(), settings, folder)
         if isinstance(result.outcome, Failed):
             raise TheoryError(f"llmzip failed: {result.outcome.reason}")

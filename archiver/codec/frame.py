@@ -334,7 +334,8 @@ def settings_for(
         window_tokens=options.window,
         sink_tokens=SINK_TOKENS,
     )
-    return predictor, MixerSection(version=MIXER_VERSION, parameters=MixerParameters().encode())
+    parameters = MixerParameters(tokens_mixed=options.mixing)
+    return predictor, MixerSection(version=MIXER_VERSION, parameters=parameters.encode())
 
 
 def open_codec(

@@ -118,7 +118,14 @@ def test_command_prints_and_records(tmp_path: Path) -> None:
     assert record["config"] == {
         "programs": {"honest": "level 9", "liar": "level 9"},
         "skipped": {"absent": "not here"},
-        "llmzip": {"model": None, "threads": None, "level": None, "window_tokens": 64},
+        "llmzip": {
+            "model": None,
+            "threads": None,
+            "level": None,
+            "window_tokens": 64,
+            "mixing": None,
+            "steering": None,
+        },
     }
     assert [entry["file"] for entry in record["inputs"]] == [
         "texts/deep/two.txt", "texts/one.txt",

@@ -17,12 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from archiver.codec import FrameCodec, PayloadError, open_codec, workers
+from archiver.codec import FrameCodec, PayloadError, open_codec, settings_for, workers
 from archiver.codec.frame import plan_streams
 from archiver.container.layout import MixerSection, PredictorSection
 from archiver.errors import LimitExceededError, UnsupportedVersionError
 from archiver.levels import LEVELS, Chunking
 from archiver.mixing.parameters import MixerParameters
+from archiver.options import CompressOptions
 from archiver.predict.package import ModelPackage
 
 TEXT = (
@@ -267,3 +268,9 @@ def test_streams_cover_all_symbols_evenly(symbols: int) -> None:
     assert (np.diff(lengths) <= 0).all()
     for step in range(plan.steps):
         assert plan.active(step) == (lengths > step).sum()
+
+
+@pytest.mark.parametrize("mixing", [True, False])
+def test_the_header_says_whether_tokens_are_mixed(tiny: ModelPackage, mixing: bool) -> None:
+    _, section = settings_for(tiny, CompressOptions(model="tiny", mixing=mixing))
+    assert MixerParameters.decode(section.parameters).tokens_mixed is mixing
