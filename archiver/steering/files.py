@@ -27,7 +27,11 @@ FILE_MAGIC = b"\x89LZST\n"
 FILE_START = struct.Struct(f"<6sB{FINGERPRINT_BYTES}sI")
 CHECK = struct.Struct("<I")
 
-BUILT_IN: Mapping[str, tuple[int, int]] = MappingProxyType({})
+BUILT_IN: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "wiki": (2, 0xE905325D2562F884),
+    }
+)
 """Name of each built-in steering file: the number in archives, the file's fingerprint.
 
 A number stays for ever with one fingerprint; vectors trained anew get a new one.

@@ -3,7 +3,8 @@
     python -m archiver.steering.vectors.make NAME TRAINING_FOLDER --checkpoint FILE [--pause S]
 
 Without --pause it runs to the end; with it, it stops after so many seconds, and the same command
-goes on. The texts are public (their names in the training folder, sources and hashes in its
+goes on. "wiki" was made from its texts as they are, all others from what the codec's transforms
+leave of them. The texts are public (their names in the training folder, sources and hashes in its
 SOURCES.tsv) and apart from every benchmark text. A file that is made once stays; see BUILT_IN in
 `archiver.steering.files`.
 """
