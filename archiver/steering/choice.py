@@ -161,7 +161,7 @@ def extract_of(sample: bytes) -> bytes:
     count = -(-wanted // _PIECE_BYTES)
     pieces = []
     for number in range(count):
-        begin = (len(sample) - _PIECE_BYTES) * (2 * number + 1) // (2 * count)
+        begin = max(0, len(sample) - _PIECE_BYTES) * (2 * number + 1) // (2 * count)
         pieces.append(_whole_characters(sample[begin : begin + _PIECE_BYTES]))
     return b"".join(pieces)
 

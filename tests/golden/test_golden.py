@@ -141,7 +141,7 @@ def sections_cut(count: int) -> Change:
 
 def most_sinks_and_vectors(parts: Parts) -> None:
     """4,095 sinks and 256 random vectors beside the window."""
-    predictor, mixer = bytes(parts.header[12:-3]), bytes(parts.header[-3:])
+    predictor, mixer = bytes(parts.header[12:-12]), bytes(parts.header[-12:])
     body = bytes([1, len(predictor) + 1]) + predictor[:-1] + b"\xff\x1f" + mixer
     parts.set_body(body + bytes.fromhex("03 04 03 80 02 00"))
 
@@ -206,7 +206,7 @@ MALFORMED: dict[str, tuple[str, Change, type[ArchiverError], tuple[int, ...]]] =
     "a flag that must be understood": ("raw", header_byte(7, 1), UnsupportedVersionError, ()),
     "the last such flag": ("raw", header_byte(7, 0x88), UnsupportedVersionError, ()),
     "another engine": ("text", header_byte(12, 2), UnsupportedVersionError, ()),
-    "another mixer": ("text", header_byte(25, 2), UnsupportedVersionError, ()),
+    "another mixer": ("text", header_byte(25, 9), UnsupportedVersionError, ()),
     "another model": ("text", header_byte(13, 0), ModelMissingError, ()),
     "no window": ("text", header_byte(21, 0), LimitExceededError, ()),
     "a section without its fields": ("text", header_byte(24, 0), HeaderDamagedError, ()),
@@ -242,8 +242,8 @@ MALFORMED: dict[str, tuple[str, Change, type[ArchiverError], tuple[int, ...]]] =
     "the last such section": ("text", body_with(after="7F 01 05"), UnsupportedVersionError, ()),
     "a section out of order": ("text", body_with(before="80 00"), HeaderDamagedError, ()),
     "a section of a long varint": ("text", body_with(after="80 81 00"), HeaderDamagedError, ()),
-    "no section MIXER": ("text", sections_cut(3), FrameDamagedError, FRAME_1),
-    "no sections": ("text", sections_cut(16), FrameDamagedError, FRAME_1),
+    "no section MIXER": ("text", sections_cut(12), FrameDamagedError, FRAME_1),
+    "no sections": ("text", sections_cut(25), FrameDamagedError, FRAME_1),
     "an unknown coding": ("raw", frame_field(1, 4, "03"), UnsupportedVersionError, ()),
     "no content": ("raw", frame_field(1, 5, "00 00"), FrameDamagedError, FRAME_1),
     "too much content": ("text", frame_field(1, 5, "01 00 00 01"), FrameDamagedError, FRAME_1),
@@ -334,8 +334,8 @@ DAMAGED: dict[str, tuple[str, Damage, type[ArchiverError], tuple[int, ...]]] = {
     "the header": ("text", at(15, "00"), HeaderDamagedError, ()),
     "the header's magic": ("text", at(3, "00"), HeaderDamagedError, ()),
     "a header ever so long": ("text", at(9, "FF"), HeaderDamagedError, ()),
-    "a frame's magic": ("text", at(30, "00"), FrameDamagedError, FRAME_1),
-    "a frame's coding": ("text", at(34, "07"), FrameDamagedError, FRAME_1),
+    "a frame's magic": ("text", at(39, "00"), FrameDamagedError, FRAME_1),
+    "a frame's coding": ("text", at(43, "07"), FrameDamagedError, FRAME_1),
     "a frame's content": ("raw", at(-60, "00 00"), FrameDamagedError, FRAME_1),
     "the trailer": ("raw", at(-12, "00 00 00"), TrailerDamagedError, ()),
     "the trailer's check": ("raw", at(-1, "00"), TrailerDamagedError, ()),
