@@ -34,7 +34,8 @@ from archiver.mixing.state import MixerState, new_state
 from archiver.predict.engine import ENGINE_VERSION, Engine
 from archiver.text.framing import symbols_of
 from archiver.text.tokenizer import TextTokenizer
-from archiver.types import Int64Array, Progress
+from archiver.text.vocabulary import Vocabulary
+from archiver.types import Int32Array, Int64Array, Progress, UInt8Array, UInt32Array
 
 if TYPE_CHECKING:
     from archiver.options import CompressOptions
@@ -94,6 +95,61 @@ def plan_streams(symbols: int, chunk_tokens: int | None) -> StreamPlan:
     return StreamPlan(symbols=symbols, streams=min(-(-symbols // chunk_tokens), LARGEST_STREAMS))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedText:
+    """A frame's symbols and the model's probabilities of their decisions.
+
+    Attributes:
+        ranks: int32 [symbols], ESCAPE for escapes.
+        probabilities: uint32, P(1) in units of 2^-22, symbol after symbol; firsts: int64
+            [symbols], index of each symbol's first.
+        runs: uint8, the escapes' bytes joined; run_offsets: int64 [symbols + 1], where a symbol's
+            run begins, and the end.
+    """
+
+    content_bytes: int
+    plan: StreamPlan
+    ranks: Int32Array
+    probabilities: UInt32Array
+    firsts: Int64Array
+    runs: UInt8Array
+    run_offsets: Int64Array
+
+
+def encode_text(text: PredictedText, mixer: MixerParameters, vocabulary: Vocabulary) -> bytes:
+    """The payload of a frame."""
+    # A decision costs at most 22 bits; an escaped byte has nine, a symbol one of its own.
+    decisions = len(text.probabilities) + 9 * len(text.runs) + len(text.ranks)
+    buffer = np.empty(3 * decisions + 64, np.uint8)
+    state = range_coder.new_encoder()
+    starts = text.plan.starts
+    has_escapes = bool(len(text.runs))
+    loop.encode_symbols(
+        state, buffer, _new_mixer(mixer, text.plan, text.content_bytes, vocabulary), has_escapes,
+        vocabulary.tree, text.ranks, starts[:-1], np.diff(starts), text.firsts,
+        text.probabilities, text.runs, text.run_offsets,
+    )  # fmt: skip
+    return b"".join(
+        (
+            encode_varint(text.plan.symbols),
+            encode_varint(text.plan.streams),
+            bytes([HAS_ESCAPES if has_escapes else 0]),
+            range_coder.finish(state, buffer),
+        )
+    )
+
+
+def _new_mixer(
+    mixer: MixerParameters, plan: StreamPlan, content_bytes: int, vocabulary: Vocabulary
+) -> MixerState:
+    return new_state(
+        mixer,
+        content_bytes=content_bytes,
+        streams=plan.streams,
+        longest_token=vocabulary.longest,
+    )
+
+
 class FrameCodec:
     """Codes frames with one model package; not safe for use by several threads at once."""
 
@@ -127,6 +183,15 @@ class FrameCodec:
         Args:
             content: at least one byte; progress: called with bytes finished since the last call.
         """
+        return encode_text(self.predict_text(content, progress), self._mixer, self.vocabulary)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The package's tokens."""
+        return self._engine.vocabulary
+
+    def predict_text(self, content: bytes, progress: Progress | None = None) -> PredictedText:
+        """What the model says of `content`, of which `encode_text` makes the payload."""
         assert content
         if self._tokenizer is None:
             self._tokenizer = TextTokenizer(self._package)
@@ -144,22 +209,10 @@ class FrameCodec:
         symbol_bytes = np.where(ranks < 0, np.diff(run_offsets), lengths[ranks])
         probabilities, firsts = self._workers.probabilities(ranks, starts, symbol_bytes, progress)
 
-        # A decision costs at most 22 bits; an escaped byte has nine, a symbol one of its own.
-        buffer = np.empty(3 * (len(probabilities) + 9 * len(runs) + len(ranks)) + 64, np.uint8)
-        state = range_coder.new_encoder()
-        has_escapes = bool(len(symbols.escapes))
-        loop.encode_symbols(
-            state, buffer, self._new_mixer(plan, len(content)), has_escapes, vocabulary.tree, ranks,
-            starts[:-1], np.diff(starts), firsts, probabilities, runs, run_offsets,
+        return PredictedText(
+            content_bytes=len(content), plan=plan, ranks=ranks, probabilities=probabilities,
+            firsts=firsts, runs=runs, run_offsets=run_offsets,
         )  # fmt: skip
-        return b"".join(
-            (
-                encode_varint(plan.symbols),
-                encode_varint(plan.streams),
-                bytes([HAS_ESCAPES if has_escapes else 0]),
-                range_coder.finish(state, buffer),
-            )
-        )
 
     def decode(self, payload: bytes, content_bytes: int, progress: Progress | None = None) -> bytes:
         """The content of which `encode` made `payload`.
@@ -173,7 +226,7 @@ class FrameCodec:
         state = range_coder.new_decoder(buffer)
         if state[range_coder.LOW] >= state[range_coder.RANGE]:
             raise PayloadError("its code lies outside the coder's range")
-        mixer = self._new_mixer(plan, content_bytes)
+        mixer = _new_mixer(self._mixer, plan, content_bytes, self.vocabulary)
         vocabulary = self._engine.vocabulary
         lengths = np.diff(vocabulary.offsets)
         ranks = np.zeros((plan.steps, plan.streams), np.int32)
@@ -229,14 +282,6 @@ class FrameCodec:
                 f"the limit is {CACHE_BYTES_MAX >> 20} MiB"
             )
         return plan, bool(flags & HAS_ESCAPES), at + 1
-
-    def _new_mixer(self, plan: StreamPlan, content_bytes: int) -> MixerState:
-        return new_state(
-            self._mixer,
-            content_bytes=content_bytes,
-            streams=plan.streams,
-            longest_token=self._engine.vocabulary.longest,
-        )
 
     def _join(
         self, plan: StreamPlan, ranks: np.ndarray, run_lengths: np.ndarray, runs: bytes

@@ -26,8 +26,9 @@ from archiver.mixing.layout import (
     SYMBOL_BYTES_MAX,
     TOKENS,
 )
-from archiver.mixing.logistic import COUNT_BITS, adapted
+from archiver.mixing.logistic import adapted
 from archiver.mixing.mixer import decide, start_symbol
+from archiver.mixing.tables import COUNT_BITS
 from archiver.predict.kernels.head import split_probability, weight_below
 from archiver.text.framing import ESCAPE, MAX_ESCAPE_BYTES
 

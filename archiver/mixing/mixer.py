@@ -44,9 +44,9 @@ from archiver.mixing.layout import (
     SYMBOL_LENGTHS,
     SYMBOL_ROW_BITS,
 )
-from archiver.mixing.logistic import COUNT_BITS, adapted, clamp, squash, stretch
+from archiver.mixing.logistic import adapted, clamp, squash, stretch
 from archiver.mixing.matching import length_class, miss_class
-from archiver.mixing.tables import COUNT_MAX, STRETCH_BITS
+from archiver.mixing.tables import COUNT_BITS, COUNT_MAX, STRETCH_BITS
 
 WEIGHT_BITS = 20
 WEIGHT_MAX = 1 << 24
