@@ -1,4 +1,4 @@
-"""python -m benchmarks files | theory | stepwise | curve | readme"""
+"""python -m benchmarks files | theory | stepwise | speed | mixer | curve | readme"""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ _bytes = click.option(
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Measure llmzip. Every figure is of an archive that a fresh process has decoded."""
+    """Measure llmzip. Every figure, but for those of `mixer`, is of an archive that a fresh process
+    has decoded."""
 
 
 @main.command()
@@ -272,6 +273,48 @@ def speed(
         rows = [("", "us/token, one thread")]
         rows += [(stage, f"{us:,.1f}") for stage, us in direction.stages_us.items()]
         click.echo("\n".join(aligned(rows)))
+
+
+@main.command()
+@click.argument("paths", nargs=-1, required=True, type=_PATH, metavar="PATH...")
+@_bytes
+@click.option("--ablate", is_flag=True, help="Also without each part of the mixer.")
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path),
+              help="Folder where the model's probabilities are kept for the next run.")  # fmt: skip
+@_common_options
+def mixer(
+    paths: tuple[Path, ...],
+    limit_bytes: int | None,
+    ablate: bool,
+    keep: Path | None,
+    output: Path,
+    model: str | None,
+    threads: int | None,
+    level: int | None,
+    window: int | None,
+) -> None:
+    """Compare payloads with and without the mixer; nothing is decoded."""
+    from benchmarks.mixer import measure, tables
+    from benchmarks.table import aligned
+
+    settings = LlmzipSettings(model=model, threads=threads, level=level, window_tokens=window)
+    with _errors_shown(), tqdm(leave=False, disable=None) as bar:
+
+        def report(stage: str, done: int, total: int = 0) -> None:
+            bar.total = total or None
+            bar.set_description(stage, refresh=False)
+            bar.update(done - bar.n if total else done)
+
+        results, record = measure(
+            _inputs(paths), settings, ablate=ablate, limit_bytes=limit_bytes, kept=keep,
+            report=report,
+        )  # fmt: skip
+    record_path = _record_path(output, "mixer")
+    write_json(record_path, record)
+    payloads, parts = tables(results)
+    click.echo("\n".join(aligned(payloads)))
+    if ablate:
+        click.echo("\nper cent of the payload more\n" + "\n".join(aligned(parts)))
     click.echo(f"\nrecord {record_path}", err=True)
 
 

@@ -39,7 +39,8 @@ from archiver.text.detection import charset_spans
 from archiver.text.framing import Symbols, symbols_of
 from archiver.text.tokenizer import TextTokenizer
 from archiver.text.transforms import NONE, Transforms, transform
-from archiver.types import Int32Array, Int64Array, Progress
+from archiver.text.vocabulary import Vocabulary
+from archiver.types import Int32Array, Int64Array, Progress, UInt8Array, UInt32Array
 
 if TYPE_CHECKING:
     from archiver.options import CompressOptions
@@ -99,6 +100,65 @@ def plan_streams(
     chunk_tokens = max(chunking.tokens_min, -(-symbols // chunking.streams))
     chunk_tokens = min(chunk_tokens, largest)
     return StreamPlan(symbols=symbols, streams=min(-(-symbols // chunk_tokens), LARGEST_STREAMS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedText:
+    """A frame's symbols and the model's probabilities of their decisions.
+
+    Attributes:
+        text_bytes: what the symbols stand for, made of the content by `transforms`.
+        ranks: int32 [symbols], ESCAPE for escapes.
+        probabilities: uint32, P(1) in units of 2^-22, symbol after symbol; firsts: int64
+            [symbols], index of each symbol's first.
+        runs: uint8, the escapes' bytes joined; run_offsets: int64 [symbols + 1], where a symbol's
+            run begins, and the end.
+    """
+
+    text_bytes: int
+    transforms: Transforms
+    plan: StreamPlan
+    ranks: Int32Array
+    probabilities: UInt32Array
+    firsts: Int64Array
+    runs: UInt8Array
+    run_offsets: Int64Array
+
+
+def encode_text(text: PredictedText, mixer: MixerParameters, vocabulary: Vocabulary) -> bytes:
+    """The payload of a frame."""
+    # A decision costs at most 22 bits; an escaped byte has nine, a symbol one of its own.
+    decisions = len(text.probabilities) + 9 * len(text.runs) + len(text.ranks)
+    buffer = np.empty(3 * decisions + 64, np.uint8)
+    state = range_coder.new_encoder()
+    starts = text.plan.starts
+    has_escapes = bool(len(text.runs))
+    has_transforms = text.transforms != NONE
+    loop.encode_symbols(
+        state, buffer, _new_mixer(mixer, text.plan, text.text_bytes, vocabulary), has_escapes,
+        vocabulary.tree, text.ranks, starts[:-1], np.diff(starts), text.firsts,
+        text.probabilities, text.runs, text.run_offsets,
+    )  # fmt: skip
+    return b"".join(
+        (
+            encode_varint(text.plan.symbols),
+            encode_varint(text.plan.streams),
+            bytes([has_escapes * HAS_ESCAPES | has_transforms * HAS_TRANSFORMS]),
+            encode_transforms(text.transforms, text.text_bytes) if has_transforms else b"",
+            range_coder.finish(state, buffer),
+        )
+    )
+
+
+def _new_mixer(
+    mixer: MixerParameters, plan: StreamPlan, text_bytes: int, vocabulary: Vocabulary
+) -> MixerState:
+    return new_state(
+        mixer,
+        content_bytes=text_bytes,
+        streams=plan.streams,
+        longest_token=vocabulary.longest,
+    )
 
 
 class FrameCodec:
@@ -164,6 +224,15 @@ class FrameCodec:
         Args:
             content: at least one byte; progress: called with bytes finished since the last call.
         """
+        return encode_text(self.predict_text(content, progress), self._mixer, self.vocabulary)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The package's tokens."""
+        return self._engine.vocabulary
+
+    def predict_text(self, content: bytes, progress: Progress | None = None) -> PredictedText:
+        """What the model says of `content`, of which `encode_text` makes the payload."""
         assert content
         vocabulary = self._engine.vocabulary
         symbols, transforms, text_bytes = self._symbols_of(content)
@@ -181,24 +250,10 @@ class FrameCodec:
             ranks, starts, symbol_bytes, _of_content(progress, text_bytes, len(content))
         )
 
-        # A decision costs at most 22 bits; an escaped byte has nine, a symbol one of its own.
-        buffer = np.empty(3 * (len(probabilities) + 9 * len(runs) + len(ranks)) + 64, np.uint8)
-        state = range_coder.new_encoder()
-        has_escapes = bool(len(symbols.escapes))
-        has_transforms = transforms != NONE
-        loop.encode_symbols(
-            state, buffer, self._new_mixer(plan, text_bytes), has_escapes, vocabulary.tree, ranks,
-            starts[:-1], np.diff(starts), firsts, probabilities, runs, run_offsets,
+        return PredictedText(
+            text_bytes=text_bytes, transforms=transforms, plan=plan, ranks=ranks,
+            probabilities=probabilities, firsts=firsts, runs=runs, run_offsets=run_offsets,
         )  # fmt: skip
-        return b"".join(
-            (
-                encode_varint(plan.symbols),
-                encode_varint(plan.streams),
-                bytes([has_escapes * HAS_ESCAPES | has_transforms * HAS_TRANSFORMS]),
-                encode_transforms(transforms, text_bytes) if has_transforms else b"",
-                range_coder.finish(state, buffer),
-            )
-        )
 
     def decode(self, payload: bytes, content_bytes: int, progress: Progress | None = None) -> bytes:
         """The content of which `encode` made `payload`.
@@ -215,7 +270,7 @@ class FrameCodec:
         state = range_coder.new_decoder(buffer)
         if state[range_coder.LOW] >= state[range_coder.RANGE]:
             raise PayloadError("its code lies outside the coder's range")
-        mixer = self._new_mixer(plan, text_bytes)
+        mixer = _new_mixer(self._mixer, plan, text_bytes, self.vocabulary)
         vocabulary = self._engine.vocabulary
         lengths = np.diff(vocabulary.offsets)
         ranks = np.zeros((plan.steps, plan.streams), np.int32)
@@ -282,14 +337,6 @@ class FrameCodec:
                 f"the limit is {CACHE_BYTES_MAX >> 20} MiB"
             )
         return plan, bool(flags & HAS_ESCAPES), transforms, text_bytes, at
-
-    def _new_mixer(self, plan: StreamPlan, text_bytes: int) -> MixerState:
-        return new_state(
-            self._mixer,
-            content_bytes=text_bytes,
-            streams=plan.streams,
-            longest_token=self._engine.vocabulary.longest,
-        )
 
     def _join(
         self, plan: StreamPlan, ranks: np.ndarray, run_lengths: np.ndarray, runs: bytes

@@ -64,7 +64,9 @@ def _find_slot(slots, line, code):
             check, 1 in place of 0.
     """
     first = line + np.int64(code >> np.uint64(60))
-    check = max(np.int64(code >> np.uint64(52)) & 0xFF, np.int64(1))  # 0: never used
+    check = np.int64(code >> np.uint64(52)) & 0xFF
+    if check == 0:
+        check = np.int64(1)  # 0 is that of slots never used
     here = np.int64(slots[first])
     if here >> CHECK_SHIFT == check:
         return first

@@ -1,0 +1,274 @@
+"""`mixer`: what mixing saves, and what each of its parts is worth.
+
+    file ── frames ── model ── probabilities ──┬── the model alone ──> payload bytes
+           (kept, if asked for)                ├── mixed           ──> payload bytes, time
+                                               └── without a part  ──> payload bytes, part by part
+
+The model runs once a file; the mixers then code the same symbols with its probabilities. These are
+the payloads that archives would have, but nothing is decoded here: `files` measures archives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from archiver.codec.frame import PredictedText, StreamPlan, encode_text, open_codec, settings_for
+from archiver.codec.transform_fields import decode_transforms, encode_transforms
+from archiver.frames import cut_frames
+from archiver.mixing.layout import CONTEXTS, MAPS, MATCHES, SETS
+from archiver.mixing.parameters import MIXER_VERSION, MixerParameters
+from archiver.options import CompressOptions
+from archiver.predict import registry
+from archiver.text.transforms import NONE
+from archiver.text.vocabulary import Vocabulary
+from benchmarks.environment import describe_environment
+from benchmarks.records import SCHEMA_VERSION, InputFile, LlmzipSettings, input_record
+
+CONTEXT_NAMES = (
+    "order 0", "order 1", "order 2", "order 3", "order 4", "order 6", "bytes 2 and 4 back",
+    "word", "two words", "word and the one before the last", "symbol", "two symbols",
+    "three symbols", "four symbols", "column and byte above", "bytes above and before",
+    "two fields", "expected byte",
+)  # fmt: skip
+MATCH_NAMES = ("matches of 12 bytes", "matches of 5 bytes")
+MAP_NAMES = (
+    "order 0", "order 1", "order 2", "order 3", "symbol", "two symbols", "three symbols",
+    "column and byte above", "two fields", "expected byte",
+)  # fmt: skip
+SET_NAMES = ("column", "byte before", "match lengths", "symbol's length", "one row", "symbol")
+assert (len(CONTEXT_NAMES), len(MATCH_NAMES)) == (CONTEXTS, MATCHES)
+assert (len(MAP_NAMES), len(SET_NAMES)) == (MAPS, SETS)
+
+Row = tuple[str, ...]
+
+
+class Report(Protocol):
+    """Told what is being done, and of how much since the last call or of how many in all."""
+
+    def __call__(self, stage: str, done: int, total: int = 0) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coded:
+    """A file's payloads with one mixer: their bytes, and the processor time of coding them."""
+
+    payload_bytes: int
+    cpu_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixedFile:
+    """What came of one file.
+
+    Attributes:
+        decisions: of tokens, and nine for each escaped byte.
+        alone: with the model's probabilities as they are; mixed: with all parts.
+        without: payload bytes by the part left out.
+    """
+
+    file: InputFile
+    decisions: int
+    alone: Coded
+    mixed: Coded
+    without: Mapping[str, int]
+
+    @property
+    def change(self) -> float:
+        """Payload bytes mixed / alone - 1."""
+        return self.mixed.payload_bytes / self.alone.payload_bytes - 1
+
+
+def variants() -> dict[str, MixerParameters]:
+    """Mixers that each lack one part, by what they lack."""
+    full = MixerParameters()
+    found = {}
+    for kind, field, names in (
+        ("context", "contexts", CONTEXT_NAMES), ("match model", "matches", MATCH_NAMES),
+        ("map", "maps", MAP_NAMES), ("weight set", "sets", SET_NAMES),
+    ):  # fmt: skip
+        mask = getattr(full, field)
+        for number, name in enumerate(names):
+            lacking = dataclasses.replace(full, **{field: mask & ~(1 << number)})
+            found[f"{kind}: {name}"] = lacking
+    found["all contexts"] = dataclasses.replace(full, contexts=0)
+    found["all matches"] = dataclasses.replace(full, matches=0)
+    found["all maps"] = dataclasses.replace(full, maps=0)
+    found["all sets but one row"] = dataclasses.replace(full, sets=1 << SET_NAMES.index("one row"))
+    return found
+
+
+def measure(
+    files: Sequence[InputFile],
+    settings: LlmzipSettings,
+    *,
+    ablate: bool,
+    limit_bytes: int | None,
+    kept: Path | None,
+    report: Report,
+) -> tuple[list[MixedFile], dict[str, Any]]:
+    """Code each file with and without mixing.
+
+    Args:
+        ablate: whether also without each part.
+        limit_bytes: only the files' beginnings.
+        kept: folder where the model's probabilities are kept, so that the next run has them.
+
+    Returns:
+        what came of the files, and a record of it for JSON.
+
+    Raises:
+        ArchiverError: the model cannot be had.
+    """
+    environment = describe_environment()
+    options = CompressOptions(
+        **{
+            name: value
+            for name in ("model", "threads", "window_tokens")
+            if (value := getattr(settings, name)) is not None
+        }
+    )
+    source = _Predictions(options, kept)
+    found = []
+    for file in files:
+        content = file.path.read_bytes()[:limit_bytes]
+        texts = source.of(content, partial(report, file.name))
+        found.append(_code(file, texts, source.vocabulary, ablate, report))
+    record = {
+        "schema": SCHEMA_VERSION,
+        "benchmark": "mixer",
+        **environment,
+        "mixer_version": MIXER_VERSION,
+        "window_tokens": options.window_tokens,
+        "limit_bytes": limit_bytes,
+        "inputs": [input_record(file) for file in files],
+        "results": [
+            {
+                "file": result.file.name,
+                "decisions": result.decisions,
+                "alone": dataclasses.asdict(result.alone),
+                "mixed": dataclasses.asdict(result.mixed),
+                "change": result.change,
+                "us_per_decision": 1e6 * result.mixed.cpu_s / result.decisions,
+                "without": dict(result.without),
+            }
+            for result in found
+        ],
+    }
+    return found, record
+
+
+def _code(
+    file: InputFile,
+    texts: Sequence[PredictedText],
+    vocabulary: Vocabulary,
+    ablate: bool,
+    report: Report,
+) -> MixedFile:
+    def coded(mixer: MixerParameters) -> Coded:
+        began_s = time.process_time()
+        payload_bytes = sum(len(encode_text(text, mixer, vocabulary)) for text in texts)
+        return Coded(payload_bytes=payload_bytes, cpu_s=time.process_time() - began_s)
+
+    alone = coded(MixerParameters(tokens_mixed=False))
+    coded(MixerParameters())  # so that compiling is not timed
+    mixed = coded(MixerParameters())
+    without = {}
+    lacking = variants() if ablate else {}
+    for number, (name, mixer) in enumerate(lacking.items()):
+        report(f"{file.name} without {name}", number, len(lacking))
+        without[name] = coded(mixer).payload_bytes
+    return MixedFile(
+        file=file,
+        decisions=sum(len(text.probabilities) + 9 * len(text.runs) for text in texts),
+        alone=alone,
+        mixed=mixed,
+        without=without,
+    )
+
+
+class _Predictions:
+    """The model's probabilities of contents, computed or read from a folder."""
+
+    def __init__(self, options: CompressOptions, kept: Path | None) -> None:
+        self._options = options
+        self._kept = kept
+        self._package = registry.resolve(options.model)
+        predictor, mixer = settings_for(self._package, options)
+        self._codec = open_codec(
+            predictor,
+            mixer,
+            package=self._package,
+            threads=options.threads,
+            chunking=options.chunking,
+        )
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._codec.vocabulary
+
+    def of(self, content: bytes, progress: Callable[[int], None]) -> list[PredictedText]:
+        """Those of each frame that a compression would make of the content."""
+        stream = io.BytesIO(content)
+        return [self._of_frame(frame, progress)
+                for frame in cut_frames(stream, self._options.frame_bytes)]  # fmt: skip
+
+    def _of_frame(self, frame: bytes, progress: Callable[[int], None]) -> PredictedText:
+        if self._kept is None:
+            return self._codec.predict_text(frame, progress)
+        key = (
+            f"{self._package.fingerprint} {self._options.window} {self._options.chunking} ".encode()
+            + frame
+        )
+        path = self._kept / f"{hashlib.sha256(key).hexdigest()[:32]}.npz"
+        if path.is_file():
+            with np.load(path) as arrays:
+                fields = dict(arrays)
+            written = fields.pop("transforms").tobytes()
+            transforms, text_bytes = NONE, len(frame)
+            if written:
+                transforms, text_bytes, _ = decode_transforms(written, 0, len(frame))
+            return PredictedText(
+                text_bytes=text_bytes,
+                transforms=transforms,
+                plan=StreamPlan(symbols=len(fields["ranks"]), streams=int(fields.pop("streams"))),
+                **fields,
+            )
+        text = self._codec.predict_text(frame, progress)
+        written = b""
+        if text.transforms != NONE:
+            written = encode_transforms(text.transforms, text.text_bytes)
+        self._kept.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            path, transforms=np.frombuffer(written, np.uint8), streams=text.plan.streams, ranks=text.ranks, probabilities=text.probabilities,
+            firsts=text.firsts, runs=text.runs, run_offsets=text.run_offsets,
+        )  # fmt: skip
+        return text
+
+
+def tables(results: Sequence[MixedFile]) -> tuple[list[Row], list[Row]]:
+    """Rows of two tables: the files' payloads, and the parts' worth in per cent of the payload."""
+    rows: list[Row] = [("file", "bytes", "alone", "mixed", "change", "us a decision")]
+    for result in results:
+        rows.append(
+            (
+                result.file.name, f"{result.file.content_bytes:,}",
+                f"{result.alone.payload_bytes:,}", f"{result.mixed.payload_bytes:,}",
+                f"{100 * result.change:+.2f} %",
+                f"{1e6 * result.mixed.cpu_s / result.decisions:.2f}",
+            )
+        )  # fmt: skip
+    parts: list[Row] = [("without", *(result.file.name for result in results))]
+    for name in results[0].without if results else ():
+        shares = [r.without[name] / r.mixed.payload_bytes - 1 for r in results]
+        parts.append((name, *(f"{100 * share:+.2f}" for share in shares)))
+    return rows, parts
