@@ -249,8 +249,9 @@ class _Predictions:
             written = encode_transforms(text.transforms, text.text_bytes)
         self._kept.mkdir(parents=True, exist_ok=True)
         np.savez(
-            path, transforms=np.frombuffer(written, np.uint8), streams=text.plan.streams, ranks=text.ranks, probabilities=text.probabilities,
-            firsts=text.firsts, runs=text.runs, run_offsets=text.run_offsets,
+            path, transforms=np.frombuffer(written, np.uint8), streams=text.plan.streams,
+            ranks=text.ranks, probabilities=text.probabilities, firsts=text.firsts,
+            runs=text.runs, run_offsets=text.run_offsets,
         )  # fmt: skip
         return text
 
