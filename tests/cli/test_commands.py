@@ -274,7 +274,7 @@ def test_model_commands(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "list_packages", lambda: [listing(), listing(name="b")])
     monkeypatch.setattr(registry, "show", lambda name: listing(name=name))
     monkeypatch.setattr(registry, "pull", pull)
-    monkeypatch.setattr(registry, "add", lambda *given: calls.append(given) or package)
+    monkeypatch.setattr(registry, "add", lambda *given, **options: calls.append(given) or package)
     monkeypatch.setattr(registry, "remove", lambda *given: calls.append(given))
     assert run("model", "list").stdout.splitlines()[0].split()[:3] == ["*", "toy", "ab" * 8]
     assert json.loads(run("model", "list", "--json").stdout.splitlines()[1])["name"] == "b"

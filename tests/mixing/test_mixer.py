@@ -19,7 +19,7 @@ from archiver.predict.kernels.head import TILE_RANKS, split_probability
 from archiver.text.vocabulary import Vocabulary, sort_tokens
 
 ONE = 1 << 22
-PINNED = (0, "")
+PINNED = (82, "abf54f1da002ef53")
 TOKENS = [bytes([byte]) for byte in range(32, 127)] + [
     b"th", b"the", b"them", b" the", b" qu", b"quick", b"\n", b"\n\n", b"ab", b"abc", b"abcd",
     b"\xd0\xb0", b"\xd0\xb1",
