@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Int8Array: TypeAlias = NDArray[np.int8]
 UInt8Array: TypeAlias = NDArray[np.uint8]
+UInt16Array: TypeAlias = NDArray[np.uint16]
 Int32Array: TypeAlias = NDArray[np.int32]
 UInt32Array: TypeAlias = NDArray[np.uint32]
 Int64Array: TypeAlias = NDArray[np.int64]
