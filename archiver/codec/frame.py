@@ -278,25 +278,32 @@ class FrameCodec:
         runs: list[bytes] = []
         room = np.empty(text_bytes if has_escapes else 0, np.uint8)
         left_bytes = text_bytes
+        last = np.zeros(plan.streams, np.int32)
         with self._workers.stepper(plan.streams, plan.steps) as stepper:
-            last = np.zeros(plan.streams, np.int32)
             for step in range(plan.steps):
                 active = plan.active(step)
-                weights, cumulative = stepper.advance(last, first=step == 0)
-                used = loop.decode_step(
-                    state, buffer, mixer, has_escapes, vocabulary.tree, weights, cumulative,
-                    last[:active], room[:left_bytes], run_lengths[step],
-                )  # fmt: skip
-                if used < 0:
-                    raise PayloadError("it holds more bytes than the frame")
-                ranks[step, :active] = last[:active]
-                runs.append(room[:used].tobytes())
-                done = int(lengths[last[:active][last[:active] >= 0]].sum()) + used
-                left_bytes -= done
-                if left_bytes < 0:
-                    raise PayloadError("it holds more bytes than the frame")
-                if progress:
-                    progress(done)
+                # While one group's symbols are decoded, the model runs for the others.
+                for group in stepper.groups:
+                    streams = slice(group.start, min(group.stop, active))
+                    if streams.start >= streams.stop:
+                        break
+                    weights, cumulative = stepper.weights_of(group)
+                    used = loop.decode_step(
+                        state, buffer, mixer, has_escapes, vocabulary.tree, weights, cumulative,
+                        group.start, last[streams], room[:left_bytes], run_lengths[step, streams],
+                    )  # fmt: skip
+                    if used < 0:
+                        raise PayloadError("it holds more bytes than the frame")
+                    ranks[step, streams] = last[streams]
+                    if step + 1 < plan.steps:
+                        stepper.advance(group, last[group])
+                    runs.append(room[:used].tobytes())
+                    done = int(lengths[last[streams][last[streams] >= 0]].sum()) + used
+                    left_bytes -= done
+                    if left_bytes < 0:
+                        raise PayloadError("it holds more bytes than the frame")
+                    if progress:
+                        progress(done)
         text = self._join(plan, ranks, run_lengths, b"".join(runs))
         if len(text) != text_bytes:
             raise PayloadError("it holds fewer bytes than the frame")
