@@ -30,7 +30,7 @@ from archiver.container.layout import (
 )
 from archiver.container.varint import MalformedError, decode_varint, encode_varint
 from archiver.errors import LimitExceededError, UnsupportedVersionError
-from archiver.levels import Chunking
+from archiver.levels import SINK_TOKENS, Chunking
 from archiver.mixing.parameters import MIXER_VERSION, MixerParameters
 from archiver.mixing.state import MixerState, new_state
 from archiver.predict.engine import ENGINE_VERSION, Engine, SoftPrompt
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from archiver.predict.package import ModelPackage
 
 CACHE_BYTES_MAX = 64 << 30
-SINK_TOKENS = 4
 # Flags of the payload.
 HAS_ESCAPES = 1
 HAS_TRANSFORMS = 2
@@ -386,6 +385,7 @@ def settings_for(
         engine_version=ENGINE_VERSION,
         package_fingerprint=package.fingerprint_bytes,
         window_tokens=options.window,
+        local_window_tokens=options.local_window,
         sink_tokens=SINK_TOKENS,
     )
     parameters = MixerParameters(tokens_mixed=options.mixing)
@@ -419,5 +419,10 @@ def open_codec(
         parameters = MixerParameters.decode(mixer.parameters)
     except ValueError as error:
         raise UnsupportedVersionError(f"the archive cannot be decoded: {error}") from error
-    engine = Engine(package, window=predictor.window_tokens, sinks=predictor.sink_tokens)
+    engine = Engine(
+        package,
+        window=predictor.window_tokens,
+        local_window=predictor.local_window_tokens,
+        sinks=predictor.sink_tokens,
+    )
     return FrameCodec(engine, package=package, mixer=parameters, threads=threads, chunking=chunking)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from archiver.predict.package import (
     load_package,
     store_package,
 )
+from archiver.types import LocalHeads
 
 _FINGERPRINT_PREFIX = re.compile(r"[0-9a-f]{8,64}")
 
@@ -164,6 +166,7 @@ def pull(name: str, progress: home.Progress | None = None) -> ModelPackage:
                 licence=known.licence,
                 note=f"SHA-256 {known.origin.member_sha256}",
                 required_fingerprint=known.fingerprint,
+                local_heads=known.local_heads,
                 progress=progress,
             )
         write_names(read_names() | {known.name: package.fingerprint})
@@ -174,6 +177,8 @@ def add(
     path: str | os.PathLike[str],
     name: str | None = None,
     progress: home.Progress | None = None,
+    *,
+    local_heads: LocalHeads | None = None,
 ) -> ModelPackage:
     """Return the package made from a GGUF file, a Hugging Face folder or a package folder.
 
@@ -181,6 +186,7 @@ def add(
         path: the file or folder; it is not needed afterwards.
         name: what to call it; None makes a name from the source.
         progress: told of the stages.
+        local_heads: the heads of a file or folder that can do with a short window; None for none.
 
     Raises:
         InvalidModelError: the source is refused.
@@ -206,7 +212,7 @@ def add(
         else:
             package = _convert(
                 source, name=name, licence=None, note="", required_fingerprint=None,
-                progress=progress,
+                local_heads=local_heads, progress=progress,
             )  # fmt: skip
             name = name or package.name
         names = read_names()
@@ -252,6 +258,7 @@ def _convert(
     licence: str | None,
     note: str,
     required_fingerprint: str | None,
+    local_heads: LocalHeads | None,
     progress: home.Progress,
 ) -> ModelPackage:
     """Return the stored package of a published model."""
@@ -259,6 +266,9 @@ def _convert(
     from archiver.predict.sources import read_source
 
     model = read_source(source)
+    if local_heads is not None:
+        marked = dataclasses.replace(model.config, local_heads=local_heads)
+        model = dataclasses.replace(model, config=marked)
     if name is None:
         name = name_from(model.name)
     progress("converting", 0, model.config.layers)

@@ -21,12 +21,16 @@ from archiver.errors import (
     UnsupportedVersionError,
 )
 
-predictors = st.builds(
-    PredictorSection,
-    engine_version=st.integers(0, 255),
-    package_fingerprint=st.binary(min_size=8, max_size=8),
-    window_tokens=st.integers(1, layout.LARGEST_WINDOW_TOKENS),
-    sink_tokens=st.integers(0, layout.LARGEST_SINK_TOKENS),
+windows = st.integers(1, layout.LARGEST_WINDOW_TOKENS)
+predictors = st.tuples(windows, windows).flatmap(
+    lambda pair: st.builds(
+        PredictorSection,
+        engine_version=st.integers(0, 255),
+        package_fingerprint=st.binary(min_size=8, max_size=8),
+        window_tokens=st.just(max(pair)),
+        local_window_tokens=st.just(min(pair)),
+        sink_tokens=st.integers(0, layout.LARGEST_SINK_TOKENS),
+    )
 )
 mixers = st.builds(MixerSection, version=st.integers(0, 255), parameters=st.binary(max_size=256))
 headers = st.builds(Header, predictor=st.none() | predictors, mixer=st.none() | mixers)

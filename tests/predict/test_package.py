@@ -69,7 +69,7 @@ def test_the_fingerprint_follows_its_definition() -> None:
         return len(content).to_bytes(8, "little") + content
 
     text = b'{"architecture":"llama","layers":2,"norm_epsilon":1e-05}'
-    expected = part(b"llmzip-package-1") + part(text)
+    expected = part(b"llmzip-package-2") + part(text)
     for name, kind, shape in [
         ("embed.codes", b"I8", b"[3,4]"),
         ("embed.scales", b"F32", b"[3]"),
