@@ -78,7 +78,7 @@ def test_the_fingerprint_follows_its_definition() -> None:
         expected += part(name.encode()) + part(kind) + part(shape) + part(ARRAYS[name].tobytes())
     assert fingerprint_of(CONFIG, ARRAYS) == hashlib.sha256(expected).hexdigest()
     assert fingerprint_of(CONFIG, ARRAYS) == (
-        "6b359e2cd16b387b958f1ea3e3ef8e7ddd8767ea658d82067b5b028bb35c2eae"
+        "78a89f8146810c77bbf897870b958f263b68abcc221b5fa8ca93cb02049d4188"
     )
 
 
