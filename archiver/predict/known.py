@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from archiver.predict.fetch import WheelMember
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+ADAPTERS_FOLDER = Path(__file__).with_name("adapters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +21,7 @@ class KnownModel:
         description: one line for listings.
         licence: SPDX identifier.
         origin: where its file comes from.
+        adapter: a file in `adapters/` beside this one that changes the weights, where there is one.
         fingerprint: of the package that the conversion gives on every machine; None while a
             conversion is not fixed yet.
     """
@@ -29,6 +32,12 @@ class KnownModel:
     licence: str
     origin: WheelMember
     fingerprint: str | None
+    adapter: str | None = None
+
+    @property
+    def adapter_path(self) -> Path | None:
+        """Where that file lies."""
+        return None if self.adapter is None else ADAPTERS_FOLDER / self.adapter
 
 
 KNOWN_MODELS: tuple[KnownModel, ...] = (
