@@ -115,7 +115,7 @@ def test_gptq_leaves_smaller_output_errors_than_rounding(by_activation):
         return np.square(inputs @ (expanded(found, weights.shape) - weights).T).sum()
 
     found = gptq(weights, inputs.T @ inputs, packing, by_activation=by_activation)
-    assert error(found) < 0.5 * error(round_to_nearest(weights, packing))
+    assert error(found) < 0.6 * error(round_to_nearest(weights, packing))
 
 
 def test_gptq_takes_inputs_that_are_always_zero():
