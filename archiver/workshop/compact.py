@@ -61,9 +61,9 @@ def compact_adapter(
             history=history,
         )
 
-    # Bytes fall as the step grows: bisection of its logarithm, from hopelessly fine to coarse.
+    # Bytes fall as the step grows: bisection of its logarithm, from the finest one that has room.
     largest = max((float(sizes.max()) for _, sizes, _ in components.values()), default=1.0)
-    fine, coarse = np.log2(largest / 2**20), np.log2(largest / 2)
+    fine, coarse = np.log2(largest / (CODE_MAX // 2)), np.log2(largest / 2)
     found: Adapter | None = None
     for tried in range(_SEARCH_STEPS):
         middle = (fine + coarse) / 2

@@ -184,7 +184,8 @@ def _claim(
         old, new = _flat(found), _flat(run)
         differ = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
         if differ - {"steps"}:
-            raise UsageError(f"{folder} holds another run (differs in {', '.join(sorted(differ))})")
+            shown = ", ".join(sorted(differ - {"steps"}))
+            raise UsageError(f"{folder} holds another run (differs in {shown})")
         cooldown = settings.cooldown
         start = settings.warmup if cooldown is None else max(0, old["steps"] - cooldown)
     write_json(path, run)

@@ -16,7 +16,7 @@ def decoded(coded: bytes, lengths: list[int]) -> list[np.ndarray]:
     return decode_vectors(np.frombuffer(coded, np.uint8), lengths)
 
 
-@settings(deadline=None)
+@settings(deadline=None)  # the first call compiles
 @given(st.lists(st.lists(st.integers(-GREATEST, GREATEST), max_size=40), max_size=8))
 def test_vectors_come_back(vectors):
     arrays = [np.array(vector, np.int32) for vector in vectors]

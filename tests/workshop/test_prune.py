@@ -20,6 +20,7 @@ from archiver.workshop.importance import (
     passthrough_yaml,
 )
 from archiver.workshop.llama import FloatLlama
+from archiver.workshop.measure import window_bits
 from archiver.workshop.prune import Pruning, prune_model
 from archiver.workshop.reshape import keep_layers, with_weights
 
@@ -69,9 +70,18 @@ def test_the_least_block_is_found(lazy, calibration):
 
 def test_the_search_removes_what_costs_least(lazy, calibration):
     model = FloatLlama.from_source(lazy)
-    removed, tables = least_needed_layers(model, calibration.windows, 0, 2)
-    assert sorted(removed) == [1, 2]
-    assert [len(table) for table in tables] == [4, 3]
+    windows = calibration.windows
+    removed, tables = least_needed_layers(model, windows, 0, 2)
+    everything = window_bits(model, windows, 0).mean()
+    assert tables[0][1] == pytest.approx(everything, abs=1e-2)
+    assert tables[0][2] == pytest.approx(everything, abs=1e-2)
+    assert max(tables[0].values()) > everything + 0.05
+    assert [set(table) for table in tables] == [{0, 1, 2, 3}, {0, 1, 2, 3} - {removed[0]}]
+    for layer, table in zip(removed, tables, strict=True):
+        assert table[layer] == min(table.values())
+    left = [layer for layer in range(4) if layer not in removed]
+    without = window_bits(model, windows, 0, layers=left).mean()
+    assert tables[1][removed[1]] == pytest.approx(without)
     with pytest.raises(UsageError, match="1 to 3 layers"):
         least_needed_layers(model, calibration.windows, 0, 4)
 
