@@ -86,6 +86,10 @@ commands.add_command(train)
     help="How many tokens back the model sees [default: by the level].",
 )  # fmt: skip
 @click.option(
+    "--local-window", type=int, metavar="TOKENS",
+    help="How many the heads see that can do with fewer [default: by the level].",
+)  # fmt: skip
+@click.option(
     "--frame-size", type=ByteSize(), default=DEFAULT_FRAME_BYTES, show_default="1M",
     help="Longest frame, 4K to 16M. A frame decodes alone; each costs 32 bytes.",
 )  # fmt: skip
@@ -113,6 +117,7 @@ def compress(
     model: str,
     threads: int | None,
     window: int | None,
+    local_window: int | None,
     frame_size: int,
     chunk_tokens: int | None,
     steer: str,
@@ -140,6 +145,7 @@ def compress(
             threads=threads or None,
             level=level,
             window_tokens=window,
+            local_window_tokens=local_window,
             frame_bytes=frame_size,
             chunk_tokens=chunk_tokens,
             mixing=not no_mixing,
@@ -381,7 +387,8 @@ def _info_lines(
         yield f"  model     {archive.predictor.package_fingerprint.hex()} ({model or 'not here'})"
         yield (
             f"  engine    version {archive.predictor.engine_version}, "
-            f"window {archive.predictor.window_tokens:,} tokens, "
+            f"window {archive.predictor.window_tokens:,} tokens "
+            f"({archive.predictor.local_window_tokens:,} in local heads), "
             f"sinks {archive.predictor.sink_tokens}"
         )
     if archive.mixer is not None:

@@ -29,30 +29,35 @@ class Level:
 
     Attributes:
         window_tokens: how many tokens back the model sees.
+        local_window_tokens: how many its local heads see.
         chunking: how a frame is cut into streams.
     """
 
     window_tokens: int
+    local_window_tokens: int
     chunking: Chunking
 
 
-def _level(window_tokens: int, tokens_min: int, streams: int) -> Level:
+def _level(window_tokens: int, local_window_tokens: int, tokens_min: int, streams: int) -> Level:
     return Level(
-        window_tokens=window_tokens, chunking=Chunking(tokens_min=tokens_min, streams=streams)
+        window_tokens=window_tokens,
+        local_window_tokens=local_window_tokens,
+        chunking=Chunking(tokens_min=tokens_min, streams=streams),
     )
 
 
 LEVELS = MappingProxyType(
     {
-        1: _level(256, 512, 128),
-        2: _level(512, 1024, 64),
-        3: _level(1024, 1024, 64),
-        4: _level(1024, 2048, 32),
-        5: _level(2048, 2048, 32),
-        6: _level(2048, 4096, 16),
-        7: _level(4096, 4096, 16),
-        8: _level(4096, 8192, 8),
-        9: _level(8192, 16384, 4),
+        1: _level(256, 256, 512, 128),
+        2: _level(512, 256, 1024, 64),
+        3: _level(1024, 256, 1024, 64),
+        4: _level(1024, 512, 2048, 32),
+        5: _level(2048, 512, 2048, 32),
+        6: _level(2048, 1024, 4096, 16),
+        7: _level(4096, 1024, 4096, 16),
+        8: _level(4096, 2048, 8192, 8),
+        9: _level(8192, 8192, 16384, 4),
     }
 )
 DEFAULT_LEVEL = 5
+SINK_TOKENS = 4  # first tokens of a stream that all later ones see, whatever the level

@@ -106,8 +106,10 @@ class CompressOptions:
     Attributes:
         model: name, alias or fingerprint prefix of the model package.
         threads: how many threads may work; None for one a core. Never changes the archive.
-        level: 1, the fastest, to 9, the smallest; sets the window and the chunks.
+        level: 1, the fastest, to 9, the smallest; sets the windows and the chunks.
         window_tokens: how many tokens back the model sees; None for the level's.
+        local_window_tokens: how many its local heads see; None for as large a part of the window
+            as the level's.
         frame_bytes: how long a frame's content may be. Each frame decodes alone.
         chunk_tokens: span of text that one stream codes from a cold start; None chooses by the
             level and the frame's length.
@@ -121,6 +123,7 @@ class CompressOptions:
     threads: int | None = None
     level: int = DEFAULT_LEVEL
     window_tokens: int | None = None
+    local_window_tokens: int | None = None
     frame_bytes: int = DEFAULT_FRAME_BYTES
     chunk_tokens: int | None = None
     mixing: bool = True
@@ -133,6 +136,7 @@ class CompressOptions:
         check_threads(self.threads)
         _check("level", self.level, min(LEVELS), max(LEVELS))
         _check("window", self.window, SMALLEST_WINDOW_TOKENS, LARGEST_WINDOW_TOKENS)
+        _check("local window", self.local_window, SMALLEST_WINDOW_TOKENS, self.window)
         _check("frame size", self.frame_bytes, SMALLEST_FRAME_BYTES, LARGEST_FRAME_BYTES)
         if self.chunk_tokens is not None:
             _check("chunk", self.chunk_tokens, 1, LARGEST_FRAME_BYTES)
@@ -155,6 +159,15 @@ class CompressOptions:
         return (
             LEVELS[self.level].window_tokens if self.window_tokens is None else self.window_tokens
         )
+
+    @property
+    def local_window(self) -> int:
+        """How many tokens back the model's local heads see."""
+        if self.local_window_tokens is not None:
+            return self.local_window_tokens
+        level = LEVELS[self.level]
+        local = self.window * level.local_window_tokens // level.window_tokens
+        return max(SMALLEST_WINDOW_TOKENS, local)
 
     @property
     def chunking(self) -> Chunking:

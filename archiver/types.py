@@ -20,3 +20,6 @@ Float64Array: TypeAlias = NDArray[np.float64]
 
 Progress: TypeAlias = Callable[[int], None]
 """Called with the number of content bytes finished since the last call."""
+
+LocalHeads: TypeAlias = tuple[tuple[int, ...], ...]
+"""Whether a key/value head is local, by layer and head: 1 or 0."""

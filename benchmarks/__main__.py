@@ -108,11 +108,11 @@ def files(
             bar.set_description(what, refresh=False)
             bar.update(finished - bar.n)
 
-        done = compare(inputs, chosen, settings, report)
+        record_path = _record_path(output, "files")
+        for done in compare(inputs, chosen, settings, report):
+            write_json(record_path, done.record)
     _warn_if_busy(done.record)
     click.echo(comparison(done.results))
-    record_path = _record_path(output, "files")
-    write_json(record_path, done.record)
     click.echo(f"\nrecord {record_path}", err=True)
     try:
         draw_chart(done.results, record_path.with_suffix(".png"))

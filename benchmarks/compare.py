@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,34 +57,37 @@ def compare(
     competitors: Sequence[Competitor],
     settings: LlmzipSettings,
     progress: Callable[[str, int], None],
-) -> Comparison:
+) -> Iterator[Comparison]:
     """Measure every program that is there on every file.
 
     Args:
         progress: told, before each job, what comes next and how many are done.
+
+    Yields:
+        after each file what the run has come to, so that hours of work can be kept.
     """
     environment = describe_environment()
     present, skipped = split_by_presence(competitors)
     results: list[FileResult] = []
     with temporary_folder() as name:
         folder = Path(name)
-        for file in files:
+        for number, file in enumerate(files, 1):
             for competitor in present:
                 progress(f"{competitor.name}, {file.name}", len(results))
                 results.append(code_file(file, competitor, settings, folder))
-    record = {
-        "schema": SCHEMA_VERSION,
-        "benchmark": "files",
-        **environment,
-        "config": {
-            "programs": {competitor.name: competitor.setting for competitor in present},
-            "skipped": skipped,
-            "llmzip": dataclasses.asdict(settings),
-        },
-        "inputs": [input_record(file) for file in files],
-        "results": [result.as_dict() for result in results],
-    }
-    return Comparison(results=results, skipped=skipped, record=record)
+            record = {
+                "schema": SCHEMA_VERSION,
+                "benchmark": "files",
+                **environment,
+                "config": {
+                    "programs": {competitor.name: competitor.setting for competitor in present},
+                    "skipped": skipped,
+                    "llmzip": dataclasses.asdict(settings),
+                },
+                "inputs": [input_record(measured) for measured in files[:number]],
+                "results": [result.as_dict() for result in results],
+            }
+            yield Comparison(results=list(results), skipped=skipped, record=record)
 
 
 def warm_up(settings: LlmzipSettings) -> str | None:

@@ -3,7 +3,7 @@
 What a position sees: itself and the window - 1 positions before it, and the first `sinks`
 positions of its stream. Keys are rotated at their own positions once; a sink that the window has
 left behind meets the query rotated to position window + sinks - 1, as if the sinks stood just
-before a window that begins after them.
+before a window that begins after them. Local heads have a window of their own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Cache:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Masks:
-    """Which keys the queries of a block see, bool [queries, keys]."""
+    """Which keys the queries of a block see, bool [kv_heads, 1, queries, keys]."""
 
     near: Tensor
     sinks: Tensor
@@ -55,11 +55,14 @@ class FloatLlama:
         tensors: Mapping[str, Float32Array],
         *,
         window: int,
+        local_window: int,
         sinks: int,
     ) -> None:
         """Args: tensors by canonical name, as `archiver.predict.sources` has them."""
         self.config = config
         self.window, self.sinks = window, sinks
+        local = torch.tensor(config.local_heads or [[0] * config.kv_heads] * config.layers)
+        self._windows = torch.where(local > 0, local_window, window)  # [layers, kv_heads]
         self._tensors = {name: torch.from_numpy(tensors[name]) for name in tensors}
         exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
         self._frequencies = 1.0 / config.rope_theta**exponents
@@ -120,8 +123,16 @@ class FloatLlama:
             cache, self._rotate(self._heads(layer, "k", x), positions), self._heads(layer, "v", x)
         )
         near = self._rotate(query, positions)
-        far = self._rotate(query, positions.clamp(max=self.window + self.sinks - 1))
-        masks = self._masks(positions, cache)
+        windows = self._windows[layer]
+        far = torch.cat(
+            [
+                self._rotate(heads, positions.clamp(max=int(kv_window) + self.sinks - 1))
+                for heads, kv_window in zip(
+                    query.view(-1, group, *query.shape[1:]), windows, strict=True
+                )
+            ]
+        )
+        masks = self._masks(positions, cache, windows)
         scores = torch.cat(
             [
                 self._scores(far, cache.sink_keys, masks.sinks),
@@ -149,13 +160,14 @@ class FloatLlama:
             cache.keys, cache.values = cache.keys[:, excess:], cache.values[:, excess:]
             cache.first += excess
 
-    def _masks(self, positions: Tensor, cache: _Cache) -> _Masks:
+    def _masks(self, positions: Tensor, cache: _Cache, windows: Tensor) -> _Masks:
         queries = positions[:, None]
+        windows = windows[:, None, None, None]
         keys = torch.arange(cache.first, cache.first + cache.keys.shape[1])
         sinks = torch.arange(cache.sink_keys.shape[1])
         return _Masks(
-            near=(keys <= queries) & (keys > queries - self.window),
-            sinks=sinks <= queries - self.window,
+            near=(keys <= queries) & (keys > queries - windows),
+            sinks=sinks <= queries - windows,
         )
 
     def _scores(self, query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:

@@ -173,7 +173,12 @@ def time_parts(
     started_s = time.perf_counter()
     codec = open_codec(predictor, mixer, package=package, threads=1, chunking=options.chunking)
     open_s = time.perf_counter() - started_s
-    engine = Engine(package, window=predictor.window_tokens, sinks=predictor.sink_tokens)
+    engine = Engine(
+        package,
+        window=predictor.window_tokens,
+        local_window=predictor.local_window_tokens,
+        sinks=predictor.sink_tokens,
+    )
     tokenizer = TextTokenizer(package)
     with Path(text_file).open("rb") as stream:
         counts = [

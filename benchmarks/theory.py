@@ -140,6 +140,7 @@ def compare_with_theory(
         "results": [result.as_dict()],
         "theory": {
             "window_tokens": info.predictor.window_tokens,
+            "local_window_tokens": info.predictor.local_window_tokens,
             "sink_tokens": info.predictor.sink_tokens,
             "streams": len(streams),
             "tokens": ideal.tokens,
@@ -176,6 +177,9 @@ def prepare(path: Path, info: ArchiveInfo, weights: Path) -> tuple[SourceModel, 
     assert info.predictor is not None
     package = registry.resolve_fingerprint(info.predictor.package_fingerprint)
     source = read_source(weights)
+    local_heads = tuple(map(tuple, package.arrays["local_heads"].tolist()))
+    config = dataclasses.replace(source.config, local_heads=local_heads)
+    source = dataclasses.replace(source, config=config)
     check_same_model(source, package)
     vocabulary = Vocabulary.build(
         *(np.array(package.arrays[f"tokens.{part}"]) for part in ("data", "offsets", "rank_of_id"))
@@ -222,10 +226,17 @@ def _ideal_bits(
     total = sum(len(stream.ids) for stream in streams)
     ideal = IdealBits()
     with torch.inference_mode():
-        model = FloatLlama(source.config, source.tensors, window=window, sinks=sinks)
+        model = FloatLlama(
+            source.config, source.tensors, window=window,
+            local_window=info.predictor.local_window_tokens, sinks=sinks,
+        )  # fmt: skip
         progress("comparing with transformers", 0, 0)
         inputs = stream_inputs(streams[0], source.start_token_id)
-        agreement = logit_difference(model, source, inputs[: min(_COMPARED_TOKENS, window)])
+        inputs = inputs[: min(_COMPARED_TOKENS, window)]
+        plain = FloatLlama(
+            source.config, source.tensors, window=window, local_window=window, sinks=sinks
+        )
+        agreement = logit_difference(plain, source, inputs)
         if not agreement < AGREEMENT:
             raise TheoryError(f"logits differ from transformers' by {agreement:.2g}")
         for stream in streams:

@@ -9,7 +9,7 @@ import pytest
 from archiver.predict import registry
 from archiver.predict.package import ModelPackage
 from tests.support import toy_codec
-from tests.support.tiny_models import make_tiny_hf_folder
+from tests.support.tiny_models import LOCAL_HEADS, make_tiny_hf_folder
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def tiny_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_tiny_hf_folder(tmp_path_factory.mktemp("source") / "tiny", seed=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLMZIP_HOME", str(home))
-        registry.add(folder, name="tiny")
+        registry.add(folder, name="tiny", local_heads=LOCAL_HEADS)
     return home
 
 

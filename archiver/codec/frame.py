@@ -30,7 +30,7 @@ from archiver.container.layout import (
 )
 from archiver.container.varint import MalformedError, decode_varint, encode_varint
 from archiver.errors import LimitExceededError, UnsupportedVersionError
-from archiver.levels import Chunking
+from archiver.levels import SINK_TOKENS, Chunking
 from archiver.mixing.parameters import MIXER_VERSION, MixerParameters
 from archiver.mixing.state import MixerState, new_state
 from archiver.predict.engine import ENGINE_VERSION, Engine, SoftPrompt
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from archiver.predict.package import ModelPackage
 
 CACHE_BYTES_MAX = 64 << 30
-SINK_TOKENS = 4
 # Flags of the payload.
 HAS_ESCAPES = 1
 HAS_TRANSFORMS = 2
@@ -278,25 +277,32 @@ class FrameCodec:
         runs: list[bytes] = []
         room = np.empty(text_bytes if has_escapes else 0, np.uint8)
         left_bytes = text_bytes
+        last = np.zeros(plan.streams, np.int32)
         with self._workers.stepper(plan.streams, plan.steps) as stepper:
-            last = np.zeros(plan.streams, np.int32)
             for step in range(plan.steps):
                 active = plan.active(step)
-                weights, cumulative = stepper.advance(last, first=step == 0)
-                used = loop.decode_step(
-                    state, buffer, mixer, has_escapes, vocabulary.tree, weights, cumulative,
-                    last[:active], room[:left_bytes], run_lengths[step],
-                )  # fmt: skip
-                if used < 0:
-                    raise PayloadError("it holds more bytes than the frame")
-                ranks[step, :active] = last[:active]
-                runs.append(room[:used].tobytes())
-                done = int(lengths[last[:active][last[:active] >= 0]].sum()) + used
-                left_bytes -= done
-                if left_bytes < 0:
-                    raise PayloadError("it holds more bytes than the frame")
-                if progress:
-                    progress(done)
+                # While one group's symbols are decoded, the model runs for the others.
+                for group in stepper.groups:
+                    streams = slice(group.start, min(group.stop, active))
+                    if streams.start >= streams.stop:
+                        break
+                    weights, cumulative = stepper.weights_of(group)
+                    used = loop.decode_step(
+                        state, buffer, mixer, has_escapes, vocabulary.tree, weights, cumulative,
+                        group.start, last[streams], room[:left_bytes], run_lengths[step, streams],
+                    )  # fmt: skip
+                    if used < 0:
+                        raise PayloadError("it holds more bytes than the frame")
+                    ranks[step, streams] = last[streams]
+                    if step + 1 < plan.steps:
+                        stepper.advance(group, last[group])
+                    runs.append(room[:used].tobytes())
+                    done = int(lengths[last[streams][last[streams] >= 0]].sum()) + used
+                    left_bytes -= done
+                    if left_bytes < 0:
+                        raise PayloadError("it holds more bytes than the frame")
+                    if progress:
+                        progress(done)
         text = self._join(plan, ranks, run_lengths, b"".join(runs))
         if len(text) != text_bytes:
             raise PayloadError("it holds fewer bytes than the frame")
@@ -379,6 +385,7 @@ def settings_for(
         engine_version=ENGINE_VERSION,
         package_fingerprint=package.fingerprint_bytes,
         window_tokens=options.window,
+        local_window_tokens=options.local_window,
         sink_tokens=SINK_TOKENS,
     )
     parameters = MixerParameters(tokens_mixed=options.mixing)
@@ -412,5 +419,10 @@ def open_codec(
         parameters = MixerParameters.decode(mixer.parameters)
     except ValueError as error:
         raise UnsupportedVersionError(f"the archive cannot be decoded: {error}") from error
-    engine = Engine(package, window=predictor.window_tokens, sinks=predictor.sink_tokens)
+    engine = Engine(
+        package,
+        window=predictor.window_tokens,
+        local_window=predictor.local_window_tokens,
+        sinks=predictor.sink_tokens,
+    )
     return FrameCodec(engine, package=package, mixer=parameters, threads=threads, chunking=chunking)

@@ -210,14 +210,16 @@ def decode_step(
     tree,
     weights,
     cumulative,
+    first_stream,
     ranks,
     runs,
     run_lengths,
 ):
-    """Decode the next symbol of the first ranks.shape[0] streams, one each.
+    """Decode the next symbol of `streams` consecutive streams, one each.
 
     Args:
         weights: int32 [streams, vocabulary]; cumulative: int64 [streams, tiles + 1].
+        first_stream: the number of the first of them in the frame.
         ranks: int32 [streams], on entry each stream's last symbol (0 before the first), on return
             the new one.
         runs: uint8, filled with the bytes of this step's escapes, joined; its size is what they
@@ -228,21 +230,22 @@ def decode_step(
     """
     no_probabilities = np.zeros(1, np.uint32)
     used = 0
-    for stream in range(ranks.shape[0]):
+    for row in range(ranks.shape[0]):
+        stream = first_stream + row
         escape = np.int64(0)
-        run_lengths[stream] = 0
+        run_lengths[row] = 0
         if has_escapes:
-            after = np.int64(ranks[stream] < 0)
+            after = np.int64(ranks[row] < 0)
             escape = code_escape_flag(coder, buffer, mixer, stream, after, escape)
         if escape:
             length = code_run(coder, buffer, mixer, stream, runs[used:], runs.shape[0] - used)
             if length < 0:
                 return -1
-            ranks[stream] = ESCAPE
-            run_lengths[stream] = length
+            ranks[row] = ESCAPE
+            run_lengths[row] = length
             used += length
         else:
-            ranks[stream] = code_token(
+            ranks[row] = code_token(
                 coder,
                 buffer,
                 mixer,
@@ -250,7 +253,7 @@ def decode_step(
                 tree,
                 np.int64(0),
                 no_probabilities,
-                weights[stream],
-                cumulative[stream],
+                weights[row],
+                cumulative[row],
             )
     return used

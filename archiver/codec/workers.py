@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -40,7 +40,14 @@ class _StreamResult:
 
 
 class Stepper:
-    """Streams in lockstep: `advance` gives the weights of every stream's next token."""
+    """Streams in lockstep, in groups that each have a thread.
+
+    A group's weights are asked for by `weights_of`, then `advance` begins its next step; between
+    the two, and only there, they are valid. Other groups' steps run meanwhile.
+
+    Attributes:
+        groups: contiguous streams; none is empty.
+    """
 
     def __init__(
         self, engine: Engine, pool: ThreadPoolExecutor, groups: int, streams: int, steps: int
@@ -48,43 +55,55 @@ class Stepper:
         self._engine = engine
         self._pool = pool
         edges = [streams * i // groups for i in range(groups + 1)]
-        self._groups = [slice(a, b) for a, b in itertools.pairwise(edges) if a < b]
-        self._sessions = [
-            Session(engine, streams=group.stop - group.start, tokens=steps, steps=1)
-            for group in self._groups
-        ]
+        self.groups = [slice(a, b) for a, b in itertools.pairwise(edges) if a < b]
+        sizes = {group.start: group.stop - group.start for group in self.groups}
+        self._sessions = {
+            start: Session(engine, streams=size, tokens=steps, steps=1)
+            for start, size in sizes.items()
+        }
         size = engine.vocabulary.size
         tiles = -(-size // head.TILE_RANKS)
         self._weights = np.empty((streams, size), np.int32)
         self._cumulative = np.empty((streams, tiles + 1), np.int64)
-        self._logits = np.empty((len(self._groups), size), np.float32)
+        self._logits = {start: np.empty(size, np.float32) for start in sizes}
+        self._jobs: dict[int, Future[None]] = {}
+        for group in self.groups:
+            # No symbol lies before the first, as after an escape.
+            self.advance(group, np.full(sizes[group.start], -1, np.int32))
 
-    def advance(self, ranks: Int32Array, *, first: bool) -> tuple[Int32Array, Int64Array]:
-        """The model has seen one more symbol of each stream.
+    def advance(self, group: slice, ranks: Int32Array) -> None:
+        """Begin the step in which the model sees one more symbol of each of the group's streams.
 
         Args:
-            ranks: int32 [streams], the last symbols (escapes negative); first: there are none.
+            ranks: int32 [the group's streams], the last symbols, escapes negative.
+        """
+        inputs = np.where(ranks < 0, self._engine.start_token, ranks).astype(np.int32)
+        self._jobs[group.start] = self._pool.submit(self._run, group, inputs)
+
+    def weights_of(self, group: slice) -> tuple[Int32Array, Int64Array]:
+        """The weights of the next token of every stream of the group, when they are known.
 
         Returns:
             weights, int32 [streams, vocabulary], and their cumulative totals, int64
-            [streams, tiles + 1]; valid until the next call.
+            [streams, tiles + 1].
         """
-        inputs = np.where((ranks < 0) | first, self._engine.start_token, ranks).astype(np.int32)
-        jobs = [self._pool.submit(self._run, number, inputs) for number in range(len(self._groups))]
-        for job in jobs:
-            job.result()
-        return self._weights, self._cumulative
+        self._jobs[group.start].result()
+        return self._weights[group], self._cumulative[group]
 
-    def _run(self, number: int, inputs: Int32Array) -> None:
-        group, engine = self._groups[number], self._engine
+    def stop(self) -> None:
+        """Wait until no step runs."""
+        wait(self._jobs.values())
+
+    def _run(self, group: slice, inputs: Int32Array) -> None:
+        engine = self._engine
         with torch.inference_mode():
-            codes, scales = self._sessions[number].advance(inputs[group, None])
+            codes, scales = self._sessions[group.start].advance(inputs[:, None])
             for start in range(0, len(codes), HEAD_ROWS):
                 products = engine.products(codes[start : start + HEAD_ROWS])
                 for row, product in enumerate(products, start):
                     stream = group.start + row
                     head.weigh_vocabulary(
-                        product, scales[row], engine.head_scales, self._logits[number],
+                        product, scales[row], engine.head_scales, self._logits[group.start],
                         self._weights[stream], self._cumulative[stream],
                     )  # fmt: skip
 
@@ -112,7 +131,11 @@ class ModelWorkers:
     def stepper(self, streams: int, steps: int) -> Iterator[Stepper]:
         """Streams of at most `steps` symbols, ready for their first step."""
         groups = max(1, min(self._threads, streams // GROUP_STREAMS_MIN))
-        yield Stepper(self._engine, self._pool, groups, streams, steps)
+        stepper = Stepper(self._engine, self._pool, groups, streams, steps)
+        try:
+            yield stepper
+        finally:
+            stepper.stop()
 
     def probabilities(
         self,

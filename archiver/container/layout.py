@@ -104,12 +104,14 @@ class PredictorSection:
         engine_version: version of the engine's arithmetic, 0 to 255.
         package_fingerprint: first 8 bytes of the model package's SHA-256.
         window_tokens: tokens that a query sees, 1 to 2^20.
+        local_window_tokens: those that one of a local head sees, 1 to window_tokens.
         sink_tokens: attention sinks before the window, 0 to 2^12.
     """
 
     engine_version: int
     package_fingerprint: bytes
     window_tokens: int
+    local_window_tokens: int
     sink_tokens: int
 
     def __post_init__(self) -> None:
@@ -120,6 +122,11 @@ class PredictorSection:
         if not 1 <= self.window_tokens <= LARGEST_WINDOW_TOKENS:
             raise LimitExceededError(
                 f"window_tokens {self.window_tokens} is not in 1 to {LARGEST_WINDOW_TOKENS}"
+            )
+        if not 1 <= self.local_window_tokens <= self.window_tokens:
+            raise LimitExceededError(
+                f"local_window_tokens {self.local_window_tokens} is not in 1 to "
+                f"{self.window_tokens}"
             )
         if not 0 <= self.sink_tokens <= LARGEST_SINK_TOKENS:
             raise LimitExceededError(
@@ -254,12 +261,14 @@ def _encode_predictor(section: PredictorSection) -> bytes:
         bytes([section.engine_version])
         + section.package_fingerprint
         + encode_varint(section.window_tokens)
+        + encode_varint(section.local_window_tokens)
         + encode_varint(section.sink_tokens)
     )
 
 
 def _decode_predictor(fields: bytes) -> PredictorSection:
     window_tokens, offset = decode_varint(fields, 1 + FINGERPRINT_BYTES)
+    local_window_tokens, offset = decode_varint(fields, offset)
     sink_tokens, offset = decode_varint(fields, offset)
     if offset != len(fields):
         raise MalformedError("the predictor section has the wrong length")
@@ -267,6 +276,7 @@ def _decode_predictor(fields: bytes) -> PredictorSection:
         engine_version=fields[0],
         package_fingerprint=fields[1 : 1 + FINGERPRINT_BYTES],
         window_tokens=window_tokens,
+        local_window_tokens=local_window_tokens,
         sink_tokens=sink_tokens,
     )
 

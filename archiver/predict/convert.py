@@ -160,6 +160,8 @@ def convert(
     if progress:
         progress("converting", config.layers, config.layers)
 
+    local_heads = config.local_heads or ((0,) * kv_heads,) * config.layers
+    arrays["local_heads"] = np.array(local_heads, np.uint8)
     fine, coarse = rotary_tables(config.rope_theta, head_dim)
     arrays["rotary.fine"], arrays["rotary.coarse"] = fine, coarse
     return arrays, {

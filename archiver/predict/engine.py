@@ -36,7 +36,7 @@ from archiver.types import Float32Array, Int8Array, Int32Array, UInt8Array
 if TYPE_CHECKING:
     from archiver.predict.package import Arrays, ModelPackage
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 STREAM_TOKENS_MAX = ROTARY_SPAN * ROTARY_SPAN  # positions that the rotary tables reach: 65,536
 VISIBLE_MAX = 1 << 14  # window + sinks below this keep attention's totals in int32
 LOG2_E = float.fromhex("0x1.71547652b82fep+0")
@@ -103,6 +103,7 @@ class EngineConfig:
             }
         table = (ROTARY_SPAN, self.head_dim // 2, 2)
         result: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
+            "local_heads": (np.uint8, (self.layers, self.kv_heads)),
             "rotary.fine": (np.float64, table),
             "rotary.coarse": (np.float64, table),
         }
@@ -116,6 +117,8 @@ class EngineConfig:
             array = arrays.get(name)
             if array is None or array.dtype != dtype or array.shape != shape:
                 raise InvalidModelError(f"the package's array {name!r} is missing or malformed")
+            if name == "local_heads" and array.max() > 1:
+                raise InvalidModelError("the package's array 'local_heads' holds more than 0 and 1")
             if name.endswith(".scales") and not ((array >= SCALE_MIN) & (array <= SCALE_MAX)).all():
                 raise InvalidModelError(f"the package's array {name!r} has scales out of range")
             if name.endswith(".codes") and name != "embed.codes" and array.min() == -128:
@@ -167,27 +170,39 @@ class Engine:
     """A model package ready to run; holds no state of any stream and may serve many threads.
 
     Attributes:
+        windows: int32 [layers, kv_heads], tokens that each key/value head sees.
         lead: vectors of the soft prompt; the first token of a stream stands at this position.
         sinks: first positions that every later one sees, the soft prompt's included.
         prompt_sinks: the soft prompt's keys and values, as a session's sinks; None without one.
     """
 
     def __init__(
-        self, package: ModelPackage, *, window: int, sinks: int, matmul: str | None = None
+        self,
+        package: ModelPackage,
+        *,
+        window: int,
+        local_window: int,
+        sinks: int,
+        matmul: str | None = None,
     ) -> None:
         """Prepare the weights for the fastest exact matrix product of this machine.
 
         Args:
-            window: tokens that a position sees, itself included; sinks: first positions of a
+            window: tokens that a position sees, itself included; local_window: those that the
+                package's local heads see, at most `window`; sinks: first positions of a
                 stream that every later one sees as well.
             matmul: force one backend (see `choose_backend`).
 
         Raises:
-            UsageError: window or sinks out of range. InvalidModelError: a malformed package.
+            UsageError: windows or sinks out of range. InvalidModelError: a malformed package.
         """
         _check_visible(window, sinks)
+        if not 1 <= local_window <= window:
+            raise UsageError(f"a local window of {local_window} in one of {window}")
         config = EngineConfig.of(package)
         self.window, self.sinks = window, sinks
+        local = np.asarray(package.arrays["local_heads"]) != 0
+        self.windows: Int32Array = np.where(local, local_window, window).astype(np.int32)
         self.lead = 0
         self.prompt_sinks: Caches | None = None
         self.hidden, self.ffn = config.hidden, config.ffn
@@ -278,8 +293,9 @@ class Session:
         # Blocks of consecutive rows go through tile registers, where there are any.
         tiled = steps >= 8 and engine.head_dim % TILE_BYTES == 0 and engine.backend.tiled
         unit = attention.TILED_POSITIONS if tiled else 16
-        limit = min(positions, engine.window + steps + unit)
-        ring = -(-limit // unit) * unit
+        limits = np.minimum(positions, engine.windows + steps + unit)
+        self._rings = (-(-limits // unit) * unit).astype(np.int32)
+        ring = int(self._rings.max())
         sink_ring = max(unit, -(-engine.sinks // unit) * unit)
         kv_heads, head_dim = engine.kv_heads, engine.head_dim
 
@@ -330,16 +346,19 @@ class Session:
         self.position = self.engine.lead
         for layer, theirs in enumerate(prompt):
             source_slots = theirs[-1].shape[-1]
-            for caches in (self._caches[layer], self.sinks[layer]):
-                slots = caches[-1].shape[-1]
-                pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]] = zip(
-                    caches, cast(Sequence[NDArray[Any]], theirs), strict=True
-                )
-                for mine, source in pairs:
-                    tile = 16 * source.shape[-1] // source_slots  # items of 16 positions
-                    for number in range(-(-self.engine.lead // 16)):
-                        at, begin = number % (slots // 16) * tile, number * tile
-                        mine[..., at : at + tile] = source[..., begin : begin + tile]
+            for kv, ring in enumerate(self._rings[layer].tolist()):
+                for caches, slots in (
+                    (self._caches[layer], ring),
+                    (self.sinks[layer], self.sinks[layer][-1].shape[-1]),
+                ):
+                    pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]] = zip(
+                        caches, cast(Sequence[NDArray[Any]], theirs), strict=True
+                    )
+                    for mine, source in pairs:
+                        tile = 16 * source.shape[-1] // source_slots  # items of 16 positions
+                        for number in range(-(-self.engine.lead // 16)):
+                            at, begin = number % (slots // 16) * tile, number * tile
+                            mine[:, kv, at : at + tile] = source[:, kv, begin : begin + tile]
 
     def advance(self, tokens: Int32Array) -> tuple[Int8Array, Float32Array]:
         """Every stream is `steps` tokens further.
@@ -372,16 +391,19 @@ class Session:
         gated_codes = np.empty((rows, engine.ffn), np.int8)
 
         layers.embed(tokens.reshape(-1), engine.embed_codes, engine.embed_scales, x)
-        for layer, cache, sinks in zip(engine.layers, self._caches, self.sinks, strict=True):
+        for number, layer in enumerate(engine.layers):
+            cache, sinks = self._caches[number], self.sinks[number]
             layers.normalize(x, engine.epsilon, codes, scales)
             layers.project_heads(
                 layer.qkv(codes), scales, layer.qkv_scales, self._cosines, self._sines,
-                row_stream, row_position, engine.window, engine.sinks, query, query_scale,
-                sink_query, sink_query_scale, *cache, *sinks, engine.logit_unit,
+                row_stream, row_position, engine.windows[number], self._rings[number],
+                engine.sinks, query, query_scale, sink_query, sink_query_scale, *cache, *sinks,
+                engine.logit_unit,
             )  # fmt: skip
             self._attend(
                 query, query_scale, sink_query, sink_query_scale, *cache, *sinks,
-                row_stream, row_position, engine.window, engine.sinks, *self._scratch, attended,
+                row_stream, row_position, engine.windows[number], self._rings[number], engine.sinks,
+                *self._scratch, attended,
             )  # fmt: skip
             layers.quantize_rows(attended, attended_codes, scales)
             layers.add_product(x, layer.o(attended_codes), scales, layer.o_scales)

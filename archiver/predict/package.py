@@ -8,7 +8,7 @@ The fingerprint is the SHA-256 of whatever decides integers: the configuration a
 not their order in the file, nor names, nor the tokenizer.  It covers, each preceded by its
 length as 8 bytes little-endian:
 
-    "llmzip-package-1"
+    "llmzip-package-2"
     the configuration as JSON, keys sorted, no spaces, UTF-8
     for each array, sorted by name: name | type as safetensors calls it | shape as a JSON list |
                                     items in C order, little-endian
@@ -47,7 +47,7 @@ MAX_MANIFEST_BYTES = 16 << 20
 MAX_TOKENIZER_BYTES = 64 << 20
 # Scales of codes keep every product away from denormals and infinity.
 SCALE_MIN, SCALE_MAX = 2.0**-40, 2.0**8
-_FINGERPRINT_DOMAIN = b"llmzip-package-1"
+_FINGERPRINT_DOMAIN = b"llmzip-package-2"
 _MANIFEST_KEYS = {
     "manifest_version", "name", "fingerprint", "config", "licence", "history",
     "tokenizer_sha256", "array_bytes",

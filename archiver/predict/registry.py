@@ -31,6 +31,7 @@ from archiver.predict.package import (
     load_package,
     store_package,
 )
+from archiver.types import LocalHeads
 
 if TYPE_CHECKING:
     from archiver.predict.sources import SourceModel
@@ -174,6 +175,7 @@ def pull(name: str, progress: home.Progress | None = None) -> ModelPackage:
                 licence=known.licence,
                 note=f"SHA-256 {known.origin.member_sha256}",
                 required_fingerprint=known.fingerprint,
+                local_heads=known.local_heads,
                 progress=progress,
                 adapter=known.adapter_path,
             )
@@ -187,6 +189,7 @@ def add(
     progress: home.Progress | None = None,
     *,
     adapter: str | os.PathLike[str] | None = None,
+    local_heads: LocalHeads | None = None,
 ) -> ModelPackage:
     """Return the package made from weights (GGUF file, folder) or from a package folder.
 
@@ -195,6 +198,7 @@ def add(
         name: what to call it; None makes a name from the source.
         adapter: a file that changes the weights, made by tuning.
         progress: told of the stages.
+        local_heads: the heads of a file or folder that can do with a short window; None for none.
 
     Raises:
         InvalidModelError: the source is refused.
@@ -222,7 +226,7 @@ def add(
         else:
             package = _convert(
                 source, name=name, licence=None, note="", required_fingerprint=None,
-                progress=progress,
+                local_heads=local_heads, progress=progress,
                 adapter=None if adapter is None else Path(adapter),
             )  # fmt: skip
             name = name or package.name
@@ -295,6 +299,7 @@ def read_known_source(name: str, progress: home.Progress) -> SourceModel | None:
         source = read_source(fetch_member(known.origin, scratch, progress))
         if known.adapter_path is not None:
             source = _adapted(source, known.adapter_path)
+        source = _marked(source, known.local_heads)
         # The file is gone after this, and the tensors of a source are read when asked for.
         held = {key: source.tensors[key] for key in source.tensors}
     return dataclasses.replace(source, tensors=held, name=known.name)
@@ -332,6 +337,7 @@ def _convert(
     licence: str | None,
     note: str,
     required_fingerprint: str | None,
+    local_heads: LocalHeads | None,
     progress: home.Progress,
     adapter: Path | None = None,
 ) -> ModelPackage:
@@ -343,7 +349,7 @@ def _convert(
     if adapter is not None:
         model = _adapted(model, adapter)
     return _store(
-        model,
+        _marked(model, local_heads),
         name=name or name_from(model.name),
         licence=model.licence if licence is None else licence,
         history=(*model.history, step),
@@ -357,6 +363,15 @@ def _adapted(model: SourceModel, path: Path) -> SourceModel:
     from archiver.predict.adapter import apply_adapter, read_adapter
 
     return apply_adapter(model, read_adapter(path))
+
+
+def _marked(model: SourceModel, local_heads: LocalHeads | None) -> SourceModel:
+    """Return the model with these local heads; as it is, where nothing is said of them."""
+    if local_heads is None:
+        return model
+    return dataclasses.replace(
+        model, config=dataclasses.replace(model.config, local_heads=local_heads)
+    )
 
 
 def _store(

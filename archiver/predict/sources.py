@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archiver.errors import InvalidModelError
+from archiver.types import LocalHeads
 
 # Bounds on what a configuration may ask for.  They are generous (the largest Llama has
 # 126 layers and hidden size 16,384) and exist so that a forged file cannot ask for arrays
@@ -37,6 +38,9 @@ Tensor = NDArray[np.float32]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceConfig:
     """The shape of a Llama-family transformer.
+
+    ``local_heads`` marks the key/value heads that lose little when they look back over a short
+    window only; None: there are no such heads.
 
     ``rope_theta`` and ``norm_eps`` are binary32 values (held in Python floats), whatever
     precision the source wrote them in, so that a GGUF and a folder of the same model agree.
@@ -54,6 +58,7 @@ class SourceConfig:
     norm_eps: float
     context_length: int
     tied: bool
+    local_heads: LocalHeads | None = None
 
     def __post_init__(self) -> None:
         if self.architecture != "llama":
@@ -80,11 +85,21 @@ class SourceConfig:
             raise InvalidModelError(f"head_dim is {self.head_dim}; rotation needs an even number")
         if self.heads * self.head_dim > MAX_WIDTH:
             raise InvalidModelError("heads x head_dim is too large")
+        if self.local_heads is not None:
+            self._check_local_heads(self.local_heads)
         for name in ("rope_theta", "norm_eps"):
             value = getattr(self, name)
             if not isinstance(value, float) or not math.isfinite(value) or value <= 0:
                 raise InvalidModelError(f"{name} is {value!r}, not a positive number")
             object.__setattr__(self, name, _as_binary32(name, value))
+
+    def _check_local_heads(self, local_heads: LocalHeads) -> None:
+        rows = tuple(map(tuple, local_heads))  # JSON gives lists
+        if len(rows) != self.layers or any(len(row) != self.kv_heads for row in rows):
+            raise InvalidModelError("local_heads has not the shape [layers, kv_heads]")
+        if not all(type(local) is int and local in (0, 1) for row in rows for local in row):
+            raise InvalidModelError("local_heads must hold 0 or 1")
+        object.__setattr__(self, "local_heads", rows)
 
 
 def _as_binary32(name: str, value: float) -> float:

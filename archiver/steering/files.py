@@ -29,7 +29,7 @@ CHECK = struct.Struct("<I")
 
 BUILT_IN: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
-        "wiki": (2, 0xE905325D2562F884),
+        "wiki": (2, 0xA398F5117CD87A24),
     }
 )
 """Name of each built-in steering file: the number in archives, the file's fingerprint.

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from archiver.levels import DEFAULT_LEVEL, LEVELS, SINK_TOKENS
 from archiver.predict.engine import LOG2_E, EngineConfig
 from archiver.predict.package import ModelPackage
 from archiver.predict.tables import activation_rotation, activation_span, rotary_angles
@@ -74,6 +75,9 @@ class TrainingModel:
             )
             for n in range(config.layers)
         ]
+        local = torch.from_numpy(np.array(arrays["local_heads"])) != 0
+        settings = LEVELS[DEFAULT_LEVEL]  # the vectors serve any level; they are trained for one
+        self._windows = torch.where(local, settings.local_window_tokens, settings.window_tokens)
         self._rotary = (np.array(arrays["rotary.fine"]), np.array(arrays["rotary.coarse"]))
         self._angles = (torch.empty(0), torch.empty(0))
 
@@ -91,9 +95,10 @@ class TrainingModel:
         start = self.embeddings[self.config.start_token].expand(streams, 1, -1)
         x = torch.cat([vectors.expand(streams, -1, -1), start, self.embeddings[ranks[:, :-1]]], 1)
         cosines, sines = self._angles_of(x.shape[1])
-        mask = self._mask_of(x.shape[1])
-        for layer in self._layers:
-            x = x + self._attention(layer, self._normalize(x), cosines, sines, mask)
+        masks = self._masks_of(x.shape[1], len(vectors) + SINK_TOKENS)
+        for layer, mask in zip(self._layers, masks, strict=True):
+            seen = mask.repeat(streams, 1, 1)
+            x = x + self._attention(layer, self._normalize(x), cosines, sines, seen)
             x = x + self._feed_forward(layer, self._normalize(x))
         states = self._normalize(x[:, len(vectors) :]).reshape(streams * tokens, -1)
         nats: Tensor = _HeadLoss.apply(states, self._head, ranks.reshape(-1))  # type: ignore[no-untyped-call]
@@ -108,11 +113,19 @@ class TrainingModel:
             )
         return self._angles[0][:positions, None], self._angles[1][:positions, None]
 
-    def _mask_of(self, positions: int) -> Tensor:
-        """What is added to scores, [1, group * positions, positions]: -inf where not seen."""
-        mask = torch.full((positions, positions), -torch.inf, dtype=PRODUCT_TYPE).triu_(1)
+    def _masks_of(self, positions: int, sinks: int) -> Tensor:
+        """What is added to scores, [layers, kv_heads, group * positions, positions].
+
+        -inf where a head does not see. Unlike the engine, this leaves the queries as they are
+        for sinks that lie outside a head's window: the vectors that it trains hardly differ.
+        """
         group = self.config.heads // self.config.kv_heads
-        return mask.repeat(group, 1).to(self.device)[None]
+        keys = torch.arange(positions)
+        distance = keys[:, None] - keys
+        seen = (distance < self._windows[:, :, None, None]) | (keys < sinks)
+        masks = torch.zeros(seen.shape, dtype=PRODUCT_TYPE)
+        masks.masked_fill_(~seen | (distance < 0), -torch.inf)
+        return masks.repeat(1, 1, group, 1).to(self.device)
 
     def _normalize(self, x: Tensor) -> Tensor:
         y: Tensor = _Normalize.apply(x, self.config.norm_epsilon)  # type: ignore[no-untyped-call]

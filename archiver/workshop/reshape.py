@@ -46,7 +46,10 @@ def keep_layers(source: SourceModel, kept: Sequence[int], step: str) -> SourceMo
             for name in source.tensors
             if name.startswith(prefix)
         }
-    config = dataclasses.replace(source.config, layers=len(kept))
+    local_heads = source.config.local_heads
+    if local_heads is not None:
+        local_heads = tuple(local_heads[layer] for layer in kept)
+    config = dataclasses.replace(source.config, layers=len(kept), local_heads=local_heads)
     return with_weights(source, tensors, step, config)
 
 

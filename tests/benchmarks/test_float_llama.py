@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 
 from archiver.predict.sources import SourceConfig, SourceModel, expected_shapes
-from archiver.types import Float32Array
+from archiver.types import Float32Array, LocalHeads
 from benchmarks.float_llama import BLOCK_TOKENS, FloatLlama
 from benchmarks.theory import IdealBits, StreamTokens, logit_difference, stream_bits, stream_inputs
 
 VOCAB = 40
+LOCAL_WINDOW = 1
 
 
 def tiny_source(*, tied: bool = True) -> SourceModel:
@@ -46,13 +48,15 @@ def all_logits(model: FloatLlama, inputs: torch.Tensor) -> torch.Tensor:
 def test_it_is_transformers_within_the_window(tied: bool) -> None:
     pytest.importorskip("transformers")
     source = tiny_source(tied=tied)
-    model = FloatLlama(source.config, source.tensors, window=2 * BLOCK_TOKENS, sinks=4)
+    model = FloatLlama(
+        source.config, source.tensors, window=2 * BLOCK_TOKENS, local_window=1, sinks=4
+    )
     with torch.inference_mode():
         assert logit_difference(model, source, some_ids(BLOCK_TOKENS + 20)) < 1e-4
 
 
 def plain_logits(
-    config: SourceConfig, tensors: Mapping[str, Float32Array], ids: list[int], window: int,
+    config: SourceConfig, tensors: Mapping[str, Float32Array], ids: list[int], widest: int,
     sinks: int,
 ) -> np.ndarray:  # fmt: skip
     """The last position's logits, float64, one position and one head at a time."""
@@ -81,10 +85,12 @@ def plain_logits(
         )
         after = []
         for p, x in enumerate(states):
-            seen = [c for c in range(p + 1) if c > p - window or c < sinks]
             heads = []
             for head in range(config.heads):
                 kv = head // (config.heads // config.kv_heads)
+                local = config.local_heads is not None and config.local_heads[layer][kv]
+                window = LOCAL_WINDOW if local else widest
+                seen = [c for c in range(p + 1) if c > p - window or c < sinks]
                 scores = []
                 for c in seen:
                     stands_at = p if c > p - window else min(p, window + sinks - 1)
@@ -102,22 +108,31 @@ def plain_logits(
     return logits
 
 
+@pytest.mark.parametrize("local_heads", [None, ((0, 1), (1, 0))])
 @pytest.mark.parametrize(("window", "sinks"), [(5, 2), (7, 0), (1, 4), (3, 4), (16, 4)])
-def test_window_and_sinks(window: int, sinks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_window_and_sinks(
+    window: int,
+    sinks: int,
+    local_heads: LocalHeads | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("benchmarks.float_llama.BLOCK_TOKENS", 6)
     source = tiny_source()
-    model = FloatLlama(source.config, source.tensors, window=window, sinks=sinks)
+    config = dataclasses.replace(source.config, local_heads=local_heads)
+    model = FloatLlama(
+        config, source.tensors, window=window, local_window=LOCAL_WINDOW, sinks=sinks
+    )
     ids = some_ids(23)
     with torch.inference_mode():
         found = all_logits(model, ids).numpy()
     for length in (1, 4, 6, 7, 13, 23):
-        plain = plain_logits(source.config, source.tensors, ids[:length].tolist(), window, sinks)
+        plain = plain_logits(config, source.tensors, ids[:length].tolist(), window, sinks)
         np.testing.assert_allclose(found[length - 1], plain, atol=2e-4)
 
 
 def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     source = tiny_source()
-    model = FloatLlama(source.config, source.tensors, window=9, sinks=2)
+    model = FloatLlama(source.config, source.tensors, window=9, local_window=9, sinks=2)
     with torch.inference_mode():
         whole = all_logits(model, some_ids(60))
         monkeypatch.setattr("benchmarks.float_llama.BLOCK_TOKENS", 7)
@@ -126,7 +141,7 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ideal_bits() -> None:
     source = tiny_source()
-    model = FloatLlama(source.config, source.tensors, window=8, sinks=2)
+    model = FloatLlama(source.config, source.tensors, window=8, local_window=8, sinks=2)
     stream = StreamTokens(ids=np.array([3, 5, -1, 7, 9], np.int64), escaped_bytes=2)
     inputs = stream_inputs(stream, source.start_token_id)
     assert inputs.tolist() == [VOCAB - 1, 3, 5, VOCAB - 1, 7]

@@ -24,6 +24,7 @@ from archiver.errors import LimitExceededError, UnsupportedVersionError
 from archiver.levels import LEVELS, Chunking
 from archiver.mixing.parameters import MixerParameters
 from archiver.options import CompressOptions
+from archiver.predict.engine import ENGINE_VERSION
 from archiver.predict.package import ModelPackage
 
 TEXT = (
@@ -49,9 +50,10 @@ def make_codec(
     package: ModelPackage, *, threads: int | None = None, chunk: int | None = 50, window: int = 32
 ) -> FrameCodec:
     predictor = PredictorSection(
-        engine_version=1,
+        engine_version=ENGINE_VERSION,
         package_fingerprint=package.fingerprint_bytes,
         window_tokens=window,
+        local_window_tokens=window // 2,
         sink_tokens=4,
     )
     return open_codec(
@@ -234,20 +236,22 @@ def test_absurd_memory_is_refused(tiny: ModelPackage, monkeypatch: pytest.Monkey
 
 def test_other_versions_are_refused(tiny: ModelPackage) -> None:
     good = PredictorSection(
-        engine_version=1,
+        engine_version=ENGINE_VERSION,
         package_fingerprint=tiny.fingerprint_bytes,
         window_tokens=32,
+        local_window_tokens=16,
         sink_tokens=4,
     )
     newer = PredictorSection(
-        engine_version=2,
+        engine_version=ENGINE_VERSION + 1,
         package_fingerprint=tiny.fingerprint_bytes,
         window_tokens=32,
+        local_window_tokens=16,
         sink_tokens=4,
     )
     parameters = MixerParameters().encode()
     mixer = MixerSection(version=2, parameters=parameters)
-    with pytest.raises(UnsupportedVersionError, match="needs engine version 2; this llmzip has 1"):
+    with pytest.raises(UnsupportedVersionError, match="needs engine version 3; this llmzip has 2"):
         open_codec(newer, mixer, package=tiny, threads=None, chunking=LEVELS[5].chunking)
     for other, message in (
         (MixerSection(version=9, parameters=parameters), "needs mixer version 9"),

@@ -163,7 +163,11 @@ def test_the_example_is_what_is_written_and_read() -> None:
     example = bytes.fromhex(digits)
     header = Header(
         predictor=PredictorSection(
-            engine_version=1, package_fingerprint=bytes(range(8)), window_tokens=2048, sink_tokens=4
+            engine_version=2,
+            package_fingerprint=bytes(range(8)),
+            window_tokens=2048,
+            local_window_tokens=512,
+            sink_tokens=4,
         ),
         mixer=MixerSection(version=1, parameters=b"\x07"),
     )

@@ -21,12 +21,16 @@ from archiver.errors import (
     UnsupportedVersionError,
 )
 
-predictors = st.builds(
-    PredictorSection,
-    engine_version=st.integers(0, 255),
-    package_fingerprint=st.binary(min_size=8, max_size=8),
-    window_tokens=st.integers(1, layout.LARGEST_WINDOW_TOKENS),
-    sink_tokens=st.integers(0, layout.LARGEST_SINK_TOKENS),
+windows = st.integers(1, layout.LARGEST_WINDOW_TOKENS)
+predictors = st.tuples(windows, windows).flatmap(
+    lambda pair: st.builds(
+        PredictorSection,
+        engine_version=st.integers(0, 255),
+        package_fingerprint=st.binary(min_size=8, max_size=8),
+        window_tokens=st.just(max(pair)),
+        local_window_tokens=st.just(min(pair)),
+        sink_tokens=st.integers(0, layout.LARGEST_SINK_TOKENS),
+    )
 )
 mixers = st.builds(MixerSection, version=st.integers(0, 255), parameters=st.binary(max_size=256))
 headers = st.builds(Header, predictor=st.none() | predictors, mixer=st.none() | mixers)
@@ -104,8 +108,13 @@ def test_any_body_is_read_or_refused_by_name(body: bytes, version: int, flags: i
         (header_with(b"\x02\x05\x00"), HeaderDamagedError, "over the end"),
         (header_with(b"\x02"), HeaderDamagedError, "cut off"),
         (header_with(b"\x02\x00"), HeaderDamagedError, "mixer section is empty"),
-        (header_with(b"\x01\x0c" + bytes(9) + b"\x01\x00\x00"), HeaderDamagedError, "length"),
-        (header_with(b"\x01\x0b" + bytes(11)), LimitExceededError, "window_tokens 0"),
+        (header_with(b"\x01\x0d" + bytes(9) + b"\x01\x01\x00\x00"), HeaderDamagedError, "length"),
+        (header_with(b"\x01\x0c" + bytes(12)), LimitExceededError, "window_tokens 0"),
+        (
+            header_with(b"\x01\x0c" + bytes(9) + b"\x10\x11\x04"),
+            LimitExceededError,
+            "local_window_tokens 17 is not in 1 to 16",
+        ),
         (header_with(b"\x02\x82\x02" + bytes(258)), LimitExceededError, "257 bytes"),
         (header_with(b"")[:-1] + b"\x00", HeaderDamagedError, "checksum"),
     ],

@@ -34,13 +34,13 @@ from archiver.steering.priors import (
     Prior,
     ScalesPrior,
 )
-from tests.support.tiny_models import make_tiny_hf_folder
+from tests.support.tiny_models import LOCAL_HEADS, make_tiny_hf_folder
 
 FOLDER = Path(__file__).parent
 MODEL = "tiny"
 MODEL_SEED = 1
 # The package that make_tiny_hf_folder's model of this seed converts to, on every machine.
-FINGERPRINT = "119fa44596fe212485680420385bed4ff4a167dbee7476acc9ac44220a981c77"
+FINGERPRINT = "eca37a7566d809792fdf7ca793bda95c0d1e873553bea627479b68cdc0703ec9"
 
 TEXT = (
     b"The quick brown fox jumps over the lazy dog; it was the best of times.\n"
@@ -267,7 +267,8 @@ GOLDENS = [
 
 def add_model(scratch: Path) -> ModelPackage:
     """The model of the golden archives, added to LLMZIP_HOME."""
-    package = registry.add(make_tiny_hf_folder(scratch / MODEL, seed=MODEL_SEED), name=MODEL)
+    folder = make_tiny_hf_folder(scratch / MODEL, seed=MODEL_SEED)
+    package = registry.add(folder, name=MODEL, local_heads=LOCAL_HEADS)
     assert package.fingerprint == FINGERPRINT
     return package
 

@@ -100,10 +100,12 @@ def decode(code: bytes, streams: list[list[Symbol]], seed: int, **parameters: An
         cumulative = sums.astype(np.int64)[:, edges]
         room = np.empty(left, np.uint8)
         lengths = np.zeros(active, np.int64)
-        used = loop.decode_step(
-            coder, buffer, state, True, VOCABULARY.tree, weights, cumulative, last[:active], room,
-            lengths,
-        )  # fmt: skip
+        used = 0
+        for group in (slice(0, active // 2), slice(active // 2, active)):
+            used += loop.decode_step(
+                coder, buffer, state, True, VOCABULARY.tree, weights[group], cumulative[group],
+                group.start, last[group], room[used:], lengths[group],
+            )  # fmt: skip
         assert used == lengths.sum()
         ends = np.cumsum(lengths)
         for stream in range(active):

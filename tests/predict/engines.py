@@ -13,7 +13,10 @@ WINDOW, SINKS = 40, 4
 def engine_of(
     package: ModelPackage, *, window: int = WINDOW, sinks: int = SINKS, matmul: str | None = None
 ) -> Engine:
-    return Engine(package, window=window, sinks=sinks, matmul=matmul)
+    """An engine whose local heads, if any, see half of the window."""
+    return Engine(
+        package, window=window, local_window=(window + 1) // 2, sinks=sinks, matmul=matmul
+    )
 
 
 def run(engine: Engine, tokens: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:

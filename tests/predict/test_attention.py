@@ -38,7 +38,9 @@ def plain_attention(
     [(1, 1, 16), (3, 3, 64), (4, 2, 64), (3, 1, 128), (9, 3, 64), (8, 1, 32), (5, 1, 64)],
 )
 def test_attention(heads: int, kv_heads: int, head_dim: int, steps: int, first: int) -> None:
-    window, sinks, ring, group = 50, 3, 128, heads // kv_heads
+    sinks, group = 3, heads // kv_heads
+    windows = np.array([50, 7, 20], np.int32)[:kv_heads]
+    rings = np.array([128, 192, 128], np.int32)[:kv_heads]
     generator = np.random.default_rng(heads * 1000 + head_dim + first)
 
     def codes(*shape: int) -> np.ndarray:
@@ -59,14 +61,14 @@ def test_attention(heads: int, kv_heads: int, head_dim: int, steps: int, first: 
             aligned_zeros((*shape[:2], slots), np.float32),
         )  # fmt: skip
 
-    cache, sink_cache = caches(ring), caches(64)
+    cache, sink_cache = caches(192), caches(64)
     for s in range(STREAMS):
         for h in range(kv_heads):
             for p in range(last):
                 entry = (
                     keys[s, h, p], values[s, h, p], key_scales[s, h, p], value_scales[s, h, p],
                 )  # fmt: skip
-                attention.store_key_value(*entry, *(part[s, h] for part in cache), p % ring)
+                attention.store_key_value(*entry, *(part[s, h] for part in cache), p % rings[h])
                 if p < sinks:
                     attention.store_key_value(*entry, *(part[s, h] for part in sink_cache), p)
 
@@ -78,16 +80,16 @@ def test_attention(heads: int, kv_heads: int, head_dim: int, steps: int, first: 
     out = np.zeros((rows, heads * head_dim), np.float32)
     inputs = (
         query, query_scale, sink_query, sink_query_scale, *cache, *sink_cache, row_stream,
-        row_position, window, sinks,
+        row_position, windows, rings, sinks,
     )  # fmt: skip
-    items = attention.visible_items(window, sinks)
+    items = attention.visible_items(50, sinks)
     attention.attend(
         *inputs, aligned_zeros((attention.TOGETHER * group, items), np.int32),
         aligned_zeros((2, items), np.float32), aligned_zeros((2, group, items), np.uint8), out,
     )  # fmt: skip
     results = [out]
     if has_tile_registers() and head_dim % 64 == 0:
-        items = attention.tiled_items(window, sinks)
+        items = attention.tiled_items(50, sinks)
         results.append(np.zeros_like(out))
         attention.attend_by_tiles(
             *inputs, aligned_zeros((attention.TILED_ROWS, items), np.int32),
@@ -97,12 +99,12 @@ def test_attention(heads: int, kv_heads: int, head_dim: int, steps: int, first: 
 
     for row in range(rows):
         s, p = row_stream[row], row_position[row]
-        begin = max(0, p - window + 1)
-        seen_sinks = min(sinks, begin)
-        seen = np.r_[0:seen_sinks, begin : p + 1]
-        from_window = (np.arange(len(seen)) >= seen_sinks)[:, None]
         for head in range(heads):
             h = head // group
+            begin = max(0, p - windows[h] + 1)
+            seen_sinks = min(sinks, begin)
+            seen = np.r_[0:seen_sinks, begin : p + 1]
+            from_window = (np.arange(len(seen)) >= seen_sinks)[:, None]
             expected = plain_attention(
                 np.where(from_window, query[row, head], sink_query[row, head]),
                 np.where(from_window[:, 0], query_scale[row, head], sink_query_scale[row, head]),

@@ -14,7 +14,7 @@ from archiver.predict.engine import EngineConfig
 from archiver.predict.kernels import products
 from archiver.predict.package import ModelPackage
 from archiver.steering.sources import random_vectors
-from tests.support.tiny_models import make_tiny_hf_folder
+from tests.support.tiny_models import LOCAL_HEADS, make_tiny_hf_folder
 
 from .engines import engine_of, run
 
@@ -36,7 +36,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLMZIP_HOME", str(tmp_path_factory.mktemp("home")))
-        registry.add(folder, name="model")
+        registry.add(folder, name="model", local_heads=LOCAL_HEADS)
         return registry.resolve("model")
 
 

@@ -130,7 +130,7 @@ from archiver.predict import registry
 from archiver.predict.engine import Engine, Session
 from archiver.predict.kernels import attention, elementary, head, layers
 
-engine = Engine(registry.resolve("tiny"), window=40, sinks=4)
+engine = Engine(registry.resolve("tiny"), window=40, local_window=20, sinks=4)
 codes, scales = Session(engine, streams=1, tokens=40, steps=40).advance(np.zeros((1, 40), np.int32))
 tree = engine.vocabulary
 head.path_probabilities(

@@ -69,7 +69,7 @@ def test_the_fingerprint_follows_its_definition() -> None:
         return len(content).to_bytes(8, "little") + content
 
     text = b'{"architecture":"llama","layers":2,"norm_epsilon":1e-05}'
-    expected = part(b"llmzip-package-1") + part(text)
+    expected = part(b"llmzip-package-2") + part(text)
     for name, kind, shape in [
         ("embed.codes", b"I8", b"[3,4]"),
         ("embed.scales", b"F32", b"[3]"),
@@ -78,7 +78,7 @@ def test_the_fingerprint_follows_its_definition() -> None:
         expected += part(name.encode()) + part(kind) + part(shape) + part(ARRAYS[name].tobytes())
     assert fingerprint_of(CONFIG, ARRAYS) == hashlib.sha256(expected).hexdigest()
     assert fingerprint_of(CONFIG, ARRAYS) == (
-        "6b359e2cd16b387b958f1ea3e3ef8e7ddd8767ea658d82067b5b028bb35c2eae"
+        "78a89f8146810c77bbf897870b958f263b68abcc221b5fa8ca93cb02049d4188"
     )
 
 

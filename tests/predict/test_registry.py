@@ -47,7 +47,9 @@ def default(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> know
     """The default model replaced by a tiny one, whose file the user has brought."""
     file = make_tiny_gguf(tmp_path / "Tiny.gguf", seed=1)
     origin = make_tiny_wheel(tmp_path / "index", file.read_bytes())
-    model = dataclasses.replace(known.KNOWN_MODELS[0], origin=origin, fingerprint=None)
+    model = dataclasses.replace(
+        known.KNOWN_MODELS[0], origin=origin, local_heads=None, fingerprint=None
+    )
     (home / "downloads").mkdir(parents=True)
     file.rename(home / "downloads" / "Tiny.gguf")
     _set_known(monkeypatch, model)
@@ -240,7 +242,7 @@ def report(stage, done, total):
         go_on.touch()
 
 convert_module.convert = slow
-model = dataclasses.replace(known.KNOWN_MODELS[0], origin=origin, fingerprint=None)
+model = dataclasses.replace(known.KNOWN_MODELS[0], origin=origin, local_heads=None, fingerprint=None)
 registry.KNOWN_MODELS = (model,)
 print(registry.pull("default", report).fingerprint)
 """

@@ -51,6 +51,7 @@ class PredictorSection:
     engine_version: int
     package_fingerprint: bytes
     window_tokens: int
+    local_window_tokens: int
     sink_tokens: int
 
 
@@ -188,15 +189,19 @@ def _read_sections(body: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _read_predictor_section(fields: bytes) -> PredictorSection:
     window_tokens, offset = read_varint(fields, 9)
+    local_window_tokens, offset = read_varint(fields, offset)
     sink_tokens, offset = read_varint(fields, offset)
     if offset != len(fields):
         raise MalformedError("section PREDICTOR has the wrong length")
     if not 1 <= window_tokens <= LARGEST_WINDOW_TOKENS or sink_tokens > LARGEST_SINK_TOKENS:
         raise LimitExceededError(f"window {window_tokens}, sinks {sink_tokens}")
+    if not 1 <= local_window_tokens <= window_tokens:
+        raise LimitExceededError(f"local window {local_window_tokens}")
     return PredictorSection(
         engine_version=fields[0],
         package_fingerprint=fields[1:9],
         window_tokens=window_tokens,
+        local_window_tokens=local_window_tokens,
         sink_tokens=sink_tokens,
     )
 

@@ -38,7 +38,7 @@ from tests.reference.predictor import Model, Stream
 from tests.reference.steering import steering_vectors
 from tests.reference.transforms import read_fields, undo
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 MIXER_VERSION = 2
 LARGEST_STREAMS = 1024
 LARGEST_STREAM_TOKENS = 65536
@@ -151,6 +151,7 @@ class FramePredictor:
                 self._model,
                 positions=length,
                 window_tokens=self._section.window_tokens,
+                local_window_tokens=self._section.local_window_tokens,
                 sink_tokens=self._section.sink_tokens,
                 vectors=self._vectors,
             )

@@ -49,7 +49,7 @@ def read_package(folder: Path) -> Package:
     table.pop("__metadata__", None)
     items = data[8 + table_bytes :]
 
-    parts = [b"llmzip-package-1", canonical_json(manifest["config"])]
+    parts = [b"llmzip-package-2", canonical_json(manifest["config"])]
     arrays = {}
     for name in sorted(table):
         entry = table[name]

@@ -47,9 +47,10 @@ class Matrix:
 
 
 class Layer:
-    """The matrices of one layer."""
+    """The matrices of one layer, and which of its heads are local."""
 
     def __init__(self, package: Package, number: int) -> None:
+        self.local: list[int] = package.arrays["local_heads"][number].tolist()
         self.qkv = Matrix(package, f"layers.{number}.qkv")
         self.o = Matrix(package, f"layers.{number}.o")
         self.gate_up = Matrix(package, f"layers.{number}.gate_up")
@@ -126,11 +127,13 @@ class Stream:
         *,
         positions: int,
         window_tokens: int,
+        local_window_tokens: int,
         sink_tokens: int,
         vectors: Sequence[Vector] = (),
     ):
         self.model = model
         self.W = window_tokens
+        self.local_W = local_window_tokens
         self.K = sink_tokens + len(vectors)
         self.position = 0
         positions += len(vectors)
@@ -164,15 +167,16 @@ class Stream:
         memory.keep(p, quantize(model.rotate(keys, p)), quantize(values))
 
         near_query = quantize(model.rotate(queries, p))
-        sink_query = quantize(model.rotate(queries, min(p, self.W + self.K - 1)))
-        first = max(0, p - self.W + 1)  # of the window
-        sinks = np.arange(min(self.K, first))
-        window = np.arange(first, p + 1)
-        seen = np.concatenate([sinks, window])
 
         outputs = []
         for g in range(model.A):
             b = g // (model.A // model.B)
+            W = self.local_W if layer.local[b] else self.W  # noqa: N806 (the text's symbol)
+            sink_query = quantize(model.rotate(queries, min(p, W + self.K - 1)))
+            first = max(0, p - W + 1)  # of the window
+            sinks = np.arange(min(self.K, first))
+            window = np.arange(first, p + 1)
+            seen = np.concatenate([sinks, window])
             sink_scores = self._scores(sink_query, g, memory, sinks, b)
             near_scores = self._scores(near_query, g, memory, window, b)
             t = np.concatenate([sink_scores, near_scores])

@@ -137,7 +137,9 @@ def other_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelPac
         patch.setenv("LLMZIP_HOME", str(tmp_path_factory.mktemp("models")))
         for seed, (name, shape) in enumerate(MODELS.items()):
             folder = make_tiny_hf_folder(tmp_path_factory.mktemp("hf"), seed=seed, **shape)
-            packages[name] = registry.add(folder, name=f"model{seed}")
+            kv_heads, layers = shape["kv_heads"], shape.get("layers", 2)
+            local = tuple(tuple((n + h) % 2 for h in range(kv_heads)) for n in range(layers))
+            packages[name] = registry.add(folder, name=f"model{seed}", local_heads=local)
     return packages
 
 
@@ -148,9 +150,10 @@ def test_other_models_windows_and_sinks(
     """Payloads that no encoder made, so that all kinds of tokens and escapes occur."""
     package = other_models[name]
     fields: dict[str, Any] = {
-        "engine_version": 1,
+        "engine_version": 2,
         "package_fingerprint": bytes.fromhex(package.fingerprint)[:8],
         "window_tokens": window,
+        "local_window_tokens": (window + 1) // 2,
         "sink_tokens": sinks,
     }
     mixer = MixerParameters(slot_bits_max=16 + window % 3).encode()

@@ -150,6 +150,10 @@ def tiny_weights(
     return weights
 
 
+LOCAL_HEADS = ((1,), (0,))
+"""One of a tiny model's heads is local, unless a test asks for other sizes."""
+
+
 def make_tiny_hf_folder(
     path: Path,
     *,

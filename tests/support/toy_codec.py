@@ -13,6 +13,7 @@ from archiver import frames
 from archiver.container import Header, MixerSection, PredictorSection
 from archiver.errors import ModelMissingError
 from archiver.options import CompressOptions
+from archiver.predict.engine import ENGINE_VERSION
 
 FINGERPRINT = bytes.fromhex("7465737420746f79")
 HIDDEN = 0x55  # payloads must not look like what they hold
@@ -68,9 +69,10 @@ class ToyCodec:
 
 def header_for(options: CompressOptions) -> Header:
     predictor = PredictorSection(
-        engine_version=1,
+        engine_version=ENGINE_VERSION,
         package_fingerprint=FINGERPRINT,
         window_tokens=options.window,
+        local_window_tokens=options.local_window,
         sink_tokens=4,
     )
     return Header(predictor=predictor, mixer=MixerSection(version=1, parameters=b""))

@@ -207,7 +207,8 @@ def attend(
     sink_value_scales,
     row_stream,
     row_position,
-    window,
+    windows,
+    rings,
     sinks,
     dots,
     scales,
@@ -219,6 +220,8 @@ def attend(
     Args:
         query: int8 [rows, heads, head_dim], rotated to the row's position; sink_query: the same
             rotated to min(position, window + sinks - 1), used for sinks outside the window.
+        windows: int32 [kv_heads], positions that each key/value head sees, the row's own included;
+            rings: int32 [kv_heads], slots after which its cache begins again, whole tiles.
         query_scale, sink_query_scale: float32 [rows, heads], log2(e)/sqrt(head_dim) folded in.
         keys .. value_scales: the layer's cache, [streams, kv_heads, ...] as in the module's
             docstring; sink_*: the same for the first `sinks` positions.
@@ -240,7 +243,6 @@ def attend(
     quads = head_dim >> 2
     tile_bytes = 16 * head_dim
     row_items = heads * head_dim
-    ring_tiles = key_scales.shape[2] >> 4
     items = dots.shape[1]
     row_stride = group * items
     flat_dots = dots.reshape(-1)
@@ -261,19 +263,21 @@ def attend(
             and row_position[row + TOGETHER - 1] == row_position[row] + TOGETHER - 1
         ):
             together = TOGETHER
-        # What the rows see together: sinks in front, padded to whole tiles, then the window.
-        first_tile = max(0, row_position[row] - window + 1) >> 4
         last = row_position[row + together - 1]
-        tiles = (last >> 4) - first_tile + 1
-        sink_tiles = (min(sinks, max(0, last - window + 1)) + 15) >> 4
-        lead = sink_tiles * 16
-        first_slot = first_tile % ring_tiles
-        near_tiles = min(tiles, ring_tiles - first_slot)
-        far_tiles = tiles - near_tiles  # these lie at the ring's begin again
-        far_lead = lead + near_tiles * 16
-        near_at = first_slot * tile_bytes
-        lines = near_tiles * tile_bytes >> 6
         for kv in range(kv_heads):
+            # What the rows see together: sinks in front, padded to whole tiles, then the window.
+            window = windows[kv]
+            first_tile = max(0, row_position[row] - window + 1) >> 4
+            tiles = (last >> 4) - first_tile + 1
+            sink_tiles = (min(sinks, max(0, last - window + 1)) + 15) >> 4
+            lead = sink_tiles * 16
+            ring_tiles = rings[kv] >> 4
+            first_slot = first_tile % ring_tiles
+            near_tiles = min(tiles, ring_tiles - first_slot)
+            far_tiles = tiles - near_tiles  # these lie at the ring's begin again
+            far_lead = lead + near_tiles * 16
+            near_at = first_slot * tile_bytes
+            lines = near_tiles * tile_bytes >> 6
             k = keys[s, kv]
             v = values[s, kv]
             sink_v = sink_values[s, kv]
@@ -291,6 +295,11 @@ def attend(
                 next_kv = 0
                 next_s = row_stream[min(row + 1, rows - 1)]
             next_keys = keys[next_s, next_kv]
+            next_tile = max(0, row_position[row] - windows[next_kv] + 1) >> 4
+            next_slot = next_tile % (rings[next_kv] >> 4)
+            next_tiles = min((last >> 4) - next_tile + 1, (rings[next_kv] >> 4) - next_slot)
+            next_at = next_slot * tile_bytes
+            next_lines = next_tiles * tile_bytes >> 6
             at = (row * heads + kv * group) * head_dim
             _dot_rows(
                 sink_keys[s, kv], 0, flat_sink_query, at, row_items, quads, together, group,
@@ -318,9 +327,12 @@ def attend(
                     if together == 1:
                         # Every stream's cache passes through once a step: memory brings the
                         # values while the processor is at work on the logits, then the next keys.
-                        share = slice(member * lines // group, (member + 1) * lines // group)
-                        fetch_lines(v, near_at + share.start * 64, share.stop - share.start)
-                        fetch_lines(next_keys, near_at + share.start * 64, share.stop - share.start)
+                        part = member * lines // group
+                        more = (member + 1) * lines // group - part
+                        fetch_lines(v, near_at + part * 64, more)
+                        part = member * next_lines // group
+                        more = (member + 1) * next_lines // group - part
+                        fetch_lines(next_keys, next_at + part * 64, more)
                     head = kv * group + member
                     mine = (r - row) * row_stride + member * items
                     place = (r * heads + head) * head_dim
@@ -381,7 +393,8 @@ def attend_by_tiles(
     sink_value_scales,
     row_stream,
     row_position,
-    window,
+    windows,
+    rings,
     sinks,
     dots,
     scales,
@@ -400,7 +413,6 @@ def attend_by_tiles(
     group = heads // kv_heads
     quads = head_dim >> 2
     row_items = heads * head_dim
-    ring_spans = key_scales.shape[2] >> 6
     items = dots.shape[1]
     flat_dots = dots.reshape(-1)
     key_factors = scales[0]
@@ -424,20 +436,22 @@ def attend_by_tiles(
         ):
             together += 1
         use_tiles(shapes[together])
-        # What the rows see together, in spans of 64 positions: sinks in front, then the window.
-        first_span = max(0, row_position[row] - window + 1) >> 6
         last = row_position[row + together - 1]
-        spans = (last >> 6) - first_span + 1
-        sink_spans = (min(sinks, max(0, last - window + 1)) + 63) >> 6
-        lead = sink_spans * 64
-        first_slot = first_span % ring_spans
-        near_spans = min(spans, ring_spans - first_slot)
-        far_spans = spans - near_spans  # these lie at the ring's begin again
-        far_lead = lead + near_spans * 64
-        end_item = lead + spans * 64
-        near_at = first_slot * 64 * head_dim
-        near = slice(first_slot * 64, (first_slot + near_spans) * 64)
         for kv in range(kv_heads):
+            # What the rows see together, in spans of 64 positions: sinks in front, then the window.
+            window = windows[kv]
+            first_span = max(0, row_position[row] - window + 1) >> 6
+            spans = (last >> 6) - first_span + 1
+            sink_spans = (min(sinks, max(0, last - window + 1)) + 63) >> 6
+            lead = sink_spans * 64
+            ring_spans = rings[kv] >> 6
+            first_slot = first_span % ring_spans
+            near_spans = min(spans, ring_spans - first_slot)
+            far_spans = spans - near_spans  # these lie at the ring's begin again
+            far_lead = lead + near_spans * 64
+            end_item = lead + spans * 64
+            near_at = first_slot * 64 * head_dim
+            near = slice(first_slot * 64, (first_slot + near_spans) * 64)
             k = keys[s, kv]
             v = values[s, kv]
             sink_k = sink_keys[s, kv]

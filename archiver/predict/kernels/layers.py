@@ -119,7 +119,8 @@ def project_heads(
     sines,
     row_stream,
     row_position,
-    window,
+    windows,
+    rings,
     sinks,
     query,
     query_scale,
@@ -146,12 +147,11 @@ def project_heads(
     """
     rows, heads, head_dim = query.shape
     kv_heads = keys.shape[1]
-    ring = key_scales.shape[2]
+    group = heads // kv_heads
     y = np.empty(product.shape[1], np.float32)
     turned = np.empty(head_dim, np.float32)
     key_code = np.empty(head_dim, np.int8)
     value_code = np.empty(head_dim, np.int8)
-    sink_limit = window + sinks - 1
     for row in range(rows):
         s = row_stream[row]
         p = row_position[row]
@@ -162,6 +162,7 @@ def project_heads(
             magnitude = greatest_magnitude(turned)
             quantize(turned, magnitude, query[row, head])
             query_scale[row, head] = (magnitude / CODE_MAX) * logit_unit
+            sink_limit = windows[head // group] + sinks - 1
             if p > sink_limit:
                 _rotate(part, cosines[sink_limit], sines[sink_limit], turned)
                 magnitude = greatest_magnitude(turned)
@@ -190,7 +191,7 @@ def project_heads(
                 values[s, kv],
                 key_scales[s, kv],
                 value_scales[s, kv],
-                p % ring,
+                p % rings[kv],
             )
             if p < sinks:
                 store_key_value(
