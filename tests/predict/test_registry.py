@@ -242,7 +242,9 @@ def report(stage, done, total):
         go_on.touch()
 
 convert_module.convert = slow
-model = dataclasses.replace(known.KNOWN_MODELS[0], origin=origin, local_heads=None, fingerprint=None)
+model = dataclasses.replace(
+    known.KNOWN_MODELS[0], origin=origin, local_heads=None, fingerprint=None
+)
 registry.KNOWN_MODELS = (model,)
 print(registry.pull("default", report).fingerprint)
 """
