@@ -1,4 +1,4 @@
-"""python -m benchmarks files | theory | stepwise | speed | mixer | readme"""
+"""python -m benchmarks files | theory | stepwise | speed | mixer | curve | readme"""
 
 from __future__ import annotations
 
@@ -51,6 +51,21 @@ _bytes = click.option(
 def main() -> None:
     """Measure llmzip. Every figure, but for those of `mixer`, is of an archive that a fresh process
     has decoded."""
+
+
+@main.command()
+@click.argument("log", type=_PATH)
+@click.option("--chart", type=click.Path(path_type=Path), help="Write a PNG, too.")
+def curve(log: Path, chart: Path | None) -> None:
+    """Show what a run of `llmzip model tune` or `heal` learned, from its log.json."""
+    from benchmarks.curve import curve_table, draw_curve, read_measurements
+
+    measurements = read_measurements(log)
+    if not measurements:
+        raise click.UsageError(f"{log}: nothing was measured yet")
+    click.echo(curve_table(measurements))
+    if chart is not None:
+        draw_curve(measurements, chart)
 
 
 @main.command()

@@ -95,6 +95,22 @@ class Reporter:
             yield lambda done_bytes: bar.update(done_bytes) and None
 
     @contextmanager
+    def steps(self, name: str, total: int, done: int) -> Iterator[Callable[[int, str], None]]:
+        """Give a function that shows how many steps are done, and a remark; a bar on a terminal."""
+        if not self._shows_progress:
+            yield lambda step, remark: None
+            return
+        from tqdm import tqdm
+
+        with tqdm(desc=name, total=total, initial=done, leave=False, dynamic_ncols=True) as bar:
+
+            def show(step: int, remark: str) -> None:
+                bar.set_postfix_str(remark, refresh=False)
+                bar.update(step - bar.n)
+
+            yield show
+
+    @contextmanager
     def stages(self) -> Iterator[Callable[[str, int, int], None]]:
         """Give a function that shows the stages of fetching a model."""
         if self.quiet:

@@ -9,9 +9,11 @@ import click
 
 from archiver.commands.arguments import reporting_options
 from archiver.commands.console import Reporter
+from archiver.commands.workshop import export, heal, prune, quantize, tune
 from archiver.options import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from archiver.predict.package import ModelPackage
     from archiver.predict.registry import ModelListing
 
 
@@ -28,7 +30,11 @@ class _ReportingGroup(click.Group):
 
 @click.group(cls=_ReportingGroup)
 def model() -> None:
-    """List, fetch, add and remove the models that predict."""
+    """List, fetch, add, make and remove the models that predict."""
+
+
+for command in (tune, prune, quantize, heal, export):
+    model.add_command(command)
 
 
 @model.command("list")
@@ -79,14 +85,15 @@ def model_pull(name: str, quiet: bool, verbose: int) -> None:
 @model.command("add")
 @click.argument("path", type=click.Path())
 @click.option("--name", help="What to call it [default: from its own name].")
+@click.option("--adapter", type=click.Path(), help="A file made by `model tune` for this model.")
 @reporting_options
-def model_add(path: str, name: str | None, quiet: bool, verbose: int) -> None:
-    """Add the model at PATH: a GGUF file or a Hugging Face folder of the Llama family."""
+def model_add(path: str, name: str | None, adapter: str | None, quiet: bool, verbose: int) -> None:
+    """Add the model at PATH: a GGUF file, a Hugging Face folder, or what the workshop wrote."""
     from archiver.predict import registry
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
     with reporter.stages() as stages:
-        package = registry.add(path, name, stages)
+        package = registry.add(path, name, stages, adapter=adapter)
     reporter.say(f"{name or package.name}: ready, fingerprint {package.fingerprint[:16]}")
 
 
@@ -112,7 +119,14 @@ def _listing_fields(listing: ModelListing) -> dict[str, Any]:
         "description": listing.description,
         "licence": listing.licence,
         "path": None if package is None else str(package.path),
+        "layers": None if package is None else package.config["layers"],
+        "parameters": None if package is None else _parameters(package),
         "bytes": None if package is None else package.array_bytes,
         "history": None if package is None else list(package.history),
         "problem": listing.problem,
     }
+
+
+def _parameters(package: ModelPackage) -> int:
+    """How many weights the package holds; embedding and head count twice where they were one."""
+    return sum(array.size for name, array in package.arrays.items() if name.endswith(".codes"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from archiver.predict.fetch import WheelMember
 from archiver.types import LocalHeads
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+ADAPTERS_FOLDER = Path(__file__).with_name("adapters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +22,7 @@ class KnownModel:
         description: one line for listings.
         licence: SPDX identifier.
         origin: where its file comes from.
+        adapter: a file in `adapters/` beside this one that changes the weights, where there is one.
         local_heads: those of its key/value heads that can do with a short window.
         fingerprint: of the package that the conversion gives on every machine; None while a
             conversion is not fixed yet.
@@ -32,6 +35,12 @@ class KnownModel:
     origin: WheelMember
     local_heads: LocalHeads | None
     fingerprint: str | None
+    adapter: str | None = None
+
+    @property
+    def adapter_path(self) -> Path | None:
+        """Where that file lies."""
+        return None if self.adapter is None else ADAPTERS_FOLDER / self.adapter
 
 
 def _all_local_but(layers: int, kv_heads: int, far: dict[int, tuple[int, ...]]) -> LocalHeads:

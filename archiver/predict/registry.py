@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from archiver.errors import (
     InvalidModelError,
     ModelMismatchError,
     ModelMissingError,
+    OutputError,
     UsageError,
 )
 from archiver.predict import home
@@ -19,13 +23,18 @@ from archiver.predict.fetch import fetch_member
 from archiver.predict.known import DEFAULT_MODEL, KNOWN_MODELS, KnownModel
 from archiver.predict.names import checked_name, name_from, read_names, write_names
 from archiver.predict.package import (
+    ARRAYS_FILE,
     FOLDER_DIGITS,
     MANIFEST_FILE,
+    TOKENIZER_FILE,
     ModelPackage,
     load_package,
     store_package,
 )
 from archiver.types import LocalHeads
+
+if TYPE_CHECKING:
+    from archiver.predict.sources import SourceModel
 
 _FINGERPRINT_PREFIX = re.compile(r"[0-9a-f]{8,64}")
 
@@ -168,6 +177,7 @@ def pull(name: str, progress: home.Progress | None = None) -> ModelPackage:
                 required_fingerprint=known.fingerprint,
                 local_heads=known.local_heads,
                 progress=progress,
+                adapter=known.adapter_path,
             )
         write_names(read_names() | {known.name: package.fingerprint})
     return package
@@ -178,13 +188,15 @@ def add(
     name: str | None = None,
     progress: home.Progress | None = None,
     *,
+    adapter: str | os.PathLike[str] | None = None,
     local_heads: LocalHeads | None = None,
 ) -> ModelPackage:
-    """Return the package made from a GGUF file, a Hugging Face folder or a package folder.
+    """Return the package made from weights (GGUF file, folder) or from a package folder.
 
     Args:
         path: the file or folder; it is not needed afterwards.
         name: what to call it; None makes a name from the source.
+        adapter: a file that changes the weights, made by tuning.
         progress: told of the stages.
         local_heads: the heads of a file or folder that can do with a short window; None for none.
 
@@ -198,6 +210,8 @@ def add(
         _refuse_known(checked_name(name))
     with home.home_locked(progress):
         if (source / MANIFEST_FILE).is_file():
+            if adapter is not None:
+                raise UsageError("an adapter changes weights, which a package no longer holds")
             given = load_package(source, verify=True)
             name = name or name_from(given.name)
             package = store_package(
@@ -213,17 +227,82 @@ def add(
             package = _convert(
                 source, name=name, licence=None, note="", required_fingerprint=None,
                 local_heads=local_heads, progress=progress,
+                adapter=None if adapter is None else Path(adapter),
             )  # fmt: skip
             name = name or package.name
-        names = read_names()
-        if names.get(name, package.fingerprint) != package.fingerprint:
-            raise UsageError(f"the name {name!r} is taken by another model; give one with --name")
-        known = _known(name)
-        if known is None:
-            write_names(names | {name: package.fingerprint})
-        elif known.fingerprint is not None and known.fingerprint != package.fingerprint:
-            raise UsageError(f"the name {name!r} is taken by another model; give one with --name")
+        _give_name(name, package)
     return package
+
+
+def add_source(
+    model: SourceModel, name: str, progress: home.Progress | None = None
+) -> ModelPackage:
+    """Return the package made from weights in memory.
+
+    Raises:
+        InvalidModelError: the weights are refused.
+        UsageError: the name is not possible, or taken by another model.
+    """
+    progress = progress or home.no_progress
+    _refuse_known(checked_name(name))
+    with home.home_locked(progress):
+        package = _store(
+            model, name=name, licence=model.licence, history=model.history,
+            required_fingerprint=None, progress=progress,
+        )  # fmt: skip
+        _give_name(name, package)
+    return package
+
+
+def _give_name(name: str, package: ModelPackage) -> None:
+    """Let the name stand for the package.  Only for holders of the lock."""
+    names, known = read_names(), _known(name)
+    pinned = names.get(name) if known is None else known.fingerprint
+    if pinned not in (None, package.fingerprint):
+        raise UsageError(f"the name {name!r} is taken by another model; give one with --name")
+    if known is None:
+        write_names(names | {name: package.fingerprint})
+
+
+def export(
+    name: str, folder: str | os.PathLike[str], progress: home.Progress | None = None
+) -> None:
+    """Write a package to a folder that ``add`` takes on another machine.
+
+    Raises:
+        ModelMissingError: nothing answers to the name.
+        OutputError: the folder holds something already, or cannot be written.
+    """
+    package, target = resolve(name, progress), Path(folder)
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise OutputError(f"{target}: exists already")
+        target.mkdir(parents=True, exist_ok=True)
+        for file in (ARRAYS_FILE, TOKENIZER_FILE, MANIFEST_FILE):
+            shutil.copyfile(package.path / file, target / file)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror}") from error
+
+
+def read_known_source(name: str, progress: home.Progress) -> SourceModel | None:
+    """Return the weights of a model that llmzip knows, fetched; None where it knows no such name.
+
+    Raises:
+        ModelUnavailableError: the package index cannot be reached.
+    """
+    from archiver.predict.sources import read_source
+
+    known = _known(name)
+    if known is None:
+        return None
+    with home.home_locked(progress), home.scratch_folder() as scratch:
+        source = read_source(fetch_member(known.origin, scratch, progress))
+        if known.adapter_path is not None:
+            source = _adapted(source, known.adapter_path)
+        source = _marked(source, known.local_heads)
+        # The file is gone after this, and the tensors of a source are read when asked for.
+        held = {key: source.tensors[key] for key in source.tensors}
+    return dataclasses.replace(source, tensors=held, name=known.name)
 
 
 def remove(name: str) -> None:
@@ -260,27 +339,62 @@ def _convert(
     required_fingerprint: str | None,
     local_heads: LocalHeads | None,
     progress: home.Progress,
+    adapter: Path | None = None,
 ) -> ModelPackage:
-    """Return the stored package of a published model."""
-    from archiver.predict.convert import convert
+    """Return the stored package of a published model, changed by an adapter where there is one."""
     from archiver.predict.sources import read_source
 
     model = read_source(source)
-    if local_heads is not None:
-        marked = dataclasses.replace(model.config, local_heads=local_heads)
-        model = dataclasses.replace(model, config=marked)
-    if name is None:
-        name = name_from(model.name)
+    step = f"converted from {source.name}" + (f" ({note})" if note else "")
+    if adapter is not None:
+        model = _adapted(model, adapter)
+    return _store(
+        _marked(model, local_heads),
+        name=name or name_from(model.name),
+        licence=model.licence if licence is None else licence,
+        history=(*model.history, step),
+        required_fingerprint=required_fingerprint,
+        progress=progress,
+    )
+
+
+def _adapted(model: SourceModel, path: Path) -> SourceModel:
+    """Return the weights changed by the adapter in a file."""
+    from archiver.predict.adapter import apply_adapter, read_adapter
+
+    return apply_adapter(model, read_adapter(path))
+
+
+def _marked(model: SourceModel, local_heads: LocalHeads | None) -> SourceModel:
+    """Return the model with these local heads; as it is, where nothing is said of them."""
+    if local_heads is None:
+        return model
+    return dataclasses.replace(
+        model, config=dataclasses.replace(model.config, local_heads=local_heads)
+    )
+
+
+def _store(
+    model: SourceModel,
+    *,
+    name: str,
+    licence: str,
+    history: Sequence[str],
+    required_fingerprint: str | None,
+    progress: home.Progress,
+) -> ModelPackage:
+    """Return the stored package of some weights."""
+    from archiver.predict.convert import convert
+
     progress("converting", 0, model.config.layers)
     arrays, config = convert(model, progress)
-    step = f"converted from {source.name}" + (f" ({note})" if note else "")
     return store_package(
         arrays,
         config,
         model.tokenizer_json,
         name=name,
-        licence=model.licence if licence is None else licence,
-        history=[step],
+        licence=licence,
+        history=history,
         required_fingerprint=required_fingerprint,
         progress=progress,
     )

@@ -2,7 +2,8 @@
 
     GGUF file ────────── sources_gguf ─┐
                                        ├── SourceModel ── convert ── store_package
-    Hugging Face folder ─ sources_hf ──┘
+    Hugging Face folder ─ sources_hf ──┤
+    workshop folder ───── sources_workshop
 
 Whatever the file format, a ``SourceModel`` holds the same names, the same orientation
 ([out, in]) and the same row order of queries and keys (Hugging Face's, halves rotated
@@ -123,6 +124,7 @@ class SourceModel:
         name: what the publisher calls it.
         licence: the licence as the source states it; empty when it does not.
         start_token_id: the id after which the model expects a text to start.
+        history: what was done to the weights since they were published, oldest first.
     """
 
     config: SourceConfig
@@ -132,6 +134,7 @@ class SourceModel:
     name: str
     licence: str
     start_token_id: int
+    history: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         expected = expected_shapes(self.config)
@@ -249,14 +252,16 @@ def start_token_of(
 
 
 def read_source(path: Path) -> SourceModel:
-    """Return the model in a GGUF file or a Hugging Face folder.
+    """Return the model in a GGUF file, a Hugging Face folder or one of the workshop's.
 
     Raises:
         InvalidModelError: there is nothing at ``path``, or it is refused; the message says why.
     """
-    from archiver.predict import sources_gguf, sources_hf
+    from archiver.predict import sources_gguf, sources_hf, sources_workshop
 
     try:
+        if sources_workshop.is_workshop_folder(path):
+            return sources_workshop.read_workshop_folder(path)
         if path.is_dir():
             return sources_hf.read_hf_folder(path)
         if path.is_file():

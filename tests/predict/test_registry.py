@@ -23,7 +23,8 @@ from archiver.errors import (
     UsageError,
 )
 from archiver.predict import known, registry
-from archiver.predict.home import home_folder, home_locked, scratch_folder
+from archiver.predict.adapter import Adapter, LowRank, weights_sha256, write_adapter
+from archiver.predict.home import home_folder, home_locked, no_progress, scratch_folder
 from archiver.predict.names import name_from, read_names
 from archiver.predict.package import load_package
 from tests.support.tiny_gguf import make_tiny_gguf
@@ -241,7 +242,9 @@ def report(stage, done, total):
         go_on.touch()
 
 convert_module.convert = slow
-model = dataclasses.replace(known.KNOWN_MODELS[0], origin=origin, local_heads=None, fingerprint=None)
+model = dataclasses.replace(
+    known.KNOWN_MODELS[0], origin=origin, local_heads=None, fingerprint=None
+)
 registry.KNOWN_MODELS = (model,)
 print(registry.pull("default", report).fingerprint)
 """
@@ -324,3 +327,31 @@ def test_the_default_model_is_what_the_registry_pins() -> None:
     assert load_package(package.path, verify=True).fingerprint == package.fingerprint
     assert package.config["layers"] == 30
     assert np.count_nonzero(package.arrays["tokens.rank_of_id"] >= 0) == 49_135
+
+
+def test_a_known_model_may_come_with_an_adapter(
+    home: Path, default: known.KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = registry.pull(default.name)
+    source = registry.read_known_source(default.name, no_progress)
+    assert source is not None
+    change = LowRank(
+        a=np.ones((1, 48), np.int32), b=np.ones((48, 1), np.int32),
+        steps=np.array([0.125], np.float32),
+    )  # fmt: skip
+    adapter = Adapter(
+        low_rank={"layers.0.o": change}, gains={}, base_sha256=weights_sha256(source),
+        history=("tuned: for a test",),
+    )  # fmt: skip
+    write_adapter(tmp_path / "tuned.safetensors", adapter)
+    monkeypatch.setattr(known, "ADAPTERS_FOLDER", tmp_path)
+    tuned = dataclasses.replace(default, name="tuned", aliases=(), adapter="tuned.safetensors")
+    monkeypatch.setattr(registry, "KNOWN_MODELS", (default, tuned))
+    package = registry.pull("tuned")
+    assert package.fingerprint != plain.fingerprint
+    assert package.history[0] == "tuned: for a test"
+    changed = registry.read_known_source("tuned", no_progress)
+    assert changed is not None
+    difference = changed.tensors["layers.0.o"] - source.tensors["layers.0.o"]
+    assert np.allclose(difference, 0.125**2, atol=1e-6)
+    assert registry.read_known_source("unknown", no_progress) is None

@@ -1,0 +1,233 @@
+"""Compiled passes over bfloat16 vectors for training: one reading and one writing of memory each.
+
+Torch runs every operation on its own, and with 16-bit numbers most time goes into moving them.
+Not exact, on purpose: this is the floating-point side.  bfloat16 arrays are given by their bits,
+uint16.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+_LOG2_E = np.float32(1.4426950408889634)
+_ONE = np.float32(1.0)
+_FAST = {"contract", "nsz", "arcp", "reassoc"}
+_compiled = njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+_inlined = njit(inline="always", fastmath=_FAST, error_model="numpy")
+
+
+@intrinsic
+def _float_of(typing_context, bits):
+    """The float32 with these bits."""
+
+    def build(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), build
+
+
+@intrinsic
+def _bits_of(typing_context, value):
+    """The bits of a float32."""
+
+    def build(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), build
+
+
+@_inlined
+def _wide(bits):
+    """A bfloat16 as float32."""
+    return _float_of(np.uint32(bits) << np.uint32(16))
+
+
+@_inlined
+def _narrow(value):
+    """A float32 as bfloat16, rounded to nearest, ties to even."""
+    bits = _bits_of(value)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+
+@_inlined
+def _exp(x):
+    """e^x to about 2e-7, of x held to -86 .. 86."""
+    x = min(max(x * _LOG2_E, np.float32(-125)), np.float32(125))
+    whole = np.floor(x + np.float32(0.5))
+    f = x - whole
+    # Minimax polynomial of 2^f on -1/2 .. 1/2.
+    p = np.float32(0.0013333558) * f + np.float32(0.009618129)
+    p = p * f + np.float32(0.055504109)
+    p = p * f + np.float32(0.24022651)
+    p = p * f + np.float32(0.69314718)
+    p = p * f + _ONE
+    return p * _float_of(np.uint32(np.int32(whole) + np.int32(127)) << np.uint32(23))
+
+
+@_compiled
+def add_norm(stream, addend, gain, epsilon, total, inverse, normed):
+    """total = stream + addend; inverse = 1 / rms(total); normed = total * inverse * gain.
+
+    Args:
+        stream, total: float32 [tokens, width]; addend, normed: bfloat16 [tokens, width];
+        gain: float32 [width]; inverse: float32 [tokens].
+    """
+    tokens, width = stream.shape
+    for t in range(tokens):
+        squares = np.float32(0.0)
+        for i in range(width):
+            x = stream[t, i] + _wide(addend[t, i])
+            total[t, i] = x
+            squares += x * x
+        r = _ONE / np.sqrt(squares / np.float32(width) + epsilon)
+        inverse[t] = r
+        for i in range(width):
+            normed[t, i] = _narrow(total[t, i] * r * gain[i])
+
+
+@_compiled
+def add_norm_back(total, inverse, gain, upstream, normed_grad, grad, addend_grad, gain_grad):
+    """The gradient of add_norm: grad for the stream, the same narrowed for the addend.
+
+    Args:
+        upstream: float32 [tokens, width], the gradient of total from elsewhere; normed_grad:
+        bfloat16; grad: float32; addend_grad: bfloat16; gain_grad: float32 [width], added to.
+    """
+    tokens, width = total.shape
+    for t in range(tokens):
+        r = inverse[t]
+        along = np.float32(0.0)
+        for i in range(width):
+            along += _wide(normed_grad[t, i]) * gain[i] * total[t, i]
+        along *= r * r * r / np.float32(width)
+        for i in range(width):
+            y = _wide(normed_grad[t, i])
+            x = total[t, i]
+            gain_grad[i] += y * x * r
+            g = upstream[t, i] + y * gain[i] * r - x * along
+            grad[t, i] = g
+            addend_grad[t, i] = _narrow(g)
+
+
+@_compiled
+def gated(gate_up, product):
+    """product = silu(gate) * up; gate_up: bfloat16 [tokens, 2 width], product: [tokens, width]."""
+    tokens, width = product.shape
+    for t in range(tokens):
+        for i in range(width):
+            g = _wide(gate_up[t, i])
+            product[t, i] = _narrow(g / (_ONE + _exp(-g)) * _wide(gate_up[t, width + i]))
+
+
+@_compiled
+def gated_back(gate_up, grad, gate_up_grad):
+    """The gradient of gated."""
+    tokens, width = grad.shape
+    for t in range(tokens):
+        for i in range(width):
+            g = _wide(gate_up[t, i])
+            y = _wide(grad[t, i])
+            s = _ONE / (_ONE + _exp(-g))
+            gate_up_grad[t, width + i] = _narrow(y * g * s)
+            gate_up_grad[t, i] = _narrow(
+                y * _wide(gate_up[t, width + i]) * s * (_ONE + g * (_ONE - s))
+            )
+
+
+@_compiled
+def rotate_heads(rows, first, cosines, sines, heads):
+    """Heads of each token, rotated to its position.
+
+    Args:
+        rows: bfloat16 [streams, steps, all heads, dim]; first: the first head wanted;
+        cosines, sines: float32 [steps, dim / 2], or [0, 0] to leave them as they are;
+        heads: bfloat16 [streams, heads, steps, dim], the result.
+    """
+    streams, count, steps, dim = heads.shape
+    half = dim // 2
+    for s in range(streams):
+        for h in range(count):
+            for t in range(steps):
+                source = rows[s, t, first + h]
+                target = heads[s, h, t]
+                if cosines.shape[0]:
+                    for i in range(half):
+                        a, b = _wide(source[i]), _wide(source[half + i])
+                        c, d = cosines[t, i], sines[t, i]
+                        target[i] = _narrow(a * c - b * d)
+                        target[half + i] = _narrow(b * c + a * d)
+                else:
+                    for i in range(dim):
+                        target[i] = source[i]
+
+
+@_compiled
+def rotate_heads_back(heads, first, cosines, sines, rows):
+    """The gradient of rotate_heads; heads: float32 [streams, heads, steps, dim]."""
+    streams, count, steps, dim = heads.shape
+    half = dim // 2
+    for s in range(streams):
+        for h in range(count):
+            for t in range(steps):
+                source = heads[s, h, t]
+                target = rows[s, t, first + h]
+                if cosines.shape[0]:
+                    for i in range(half):
+                        a, b = source[i], source[half + i]
+                        c, d = cosines[t, i], sines[t, i]
+                        target[i] = _narrow(a * c + b * d)
+                        target[half + i] = _narrow(b * c - a * d)
+                else:
+                    for i in range(dim):
+                        target[i] = _narrow(source[i])
+
+
+@_compiled
+def attention_gradients(scores, score_grads, first, block):
+    """Turn log-probabilities into probabilities, and their gradients into those of the scores.
+
+    Args:
+        scores: bfloat16 [rows, keys], score minus log of its row's sum, becomes probability;
+        score_grads: bfloat16 [rows, keys], gradient of the probability minus its row's mean,
+        becomes probability times that; row i stands at position first + i % block and sees no
+        key beyond.
+    """
+    rows, keys = scores.shape
+    for i in range(rows):
+        seen = first + i % block + 1
+        for j in range(seen):
+            p = _exp(_wide(scores[i, j]))
+            scores[i, j] = _narrow(p)
+            score_grads[i, j] = _narrow(p * _wide(score_grads[i, j]))
+        for j in range(seen, keys):
+            scores[i, j] = 0
+            score_grads[i, j] = 0
+
+
+@_compiled
+def cross_entropy(logits, targets, nats, gradient):
+    """nats = log of the sum of exp(logits), less the target's; gradient = probability - [target].
+
+    Args:
+        logits, gradient: bfloat16 [rows, vocab], may be the same array; targets: int64 [rows];
+        nats: float32 [rows].
+    """
+    rows, vocab = logits.shape
+    for t in range(rows):
+        wanted = _wide(logits[t, targets[t]])
+        greatest = np.float32(-3e38)
+        for i in range(vocab):
+            greatest = max(greatest, _wide(logits[t, i]))
+        total = np.float32(0.0)
+        for i in range(vocab):
+            total += _exp(_wide(logits[t, i]) - greatest)
+        nats[t] = np.log(total) + greatest - wanted
+        share = _ONE / total
+        for i in range(vocab):
+            gradient[t, i] = _narrow(_exp(_wide(logits[t, i]) - greatest) * share)
+        hit = np.exp(wanted - greatest) * share - _ONE
+        gradient[t, targets[t]] = _narrow(hit)

@@ -1,0 +1,9 @@
+"""Names of the matrices as the workshop joins them: those that read the same vector are one."""
+
+from __future__ import annotations
+
+from archiver.predict.adapter import JOINED
+
+__all__ = ["JOINED", "MATRICES"]
+
+MATRICES = ("qkv", "o", "gate_up", "down")
