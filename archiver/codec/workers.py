@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from archiver.predict.engine import Engine, Session
 from archiver.predict.kernels import head
@@ -96,16 +95,15 @@ class Stepper:
 
     def _run(self, group: slice, inputs: Int32Array) -> None:
         engine = self._engine
-        with torch.inference_mode():
-            codes, scales = self._sessions[group.start].advance(inputs[:, None])
-            for start in range(0, len(codes), HEAD_ROWS):
-                products = engine.products(codes[start : start + HEAD_ROWS])
-                for row, product in enumerate(products, start):
-                    stream = group.start + row
-                    head.weigh_vocabulary(
-                        product, scales[row], engine.head_scales, self._logits[group.start],
-                        self._weights[stream], self._cumulative[stream],
-                    )  # fmt: skip
+        codes, scales = self._sessions[group.start].advance(inputs[:, None])
+        for start in range(0, len(codes), HEAD_ROWS):
+            products = engine.products(codes[start : start + HEAD_ROWS])
+            for row, product in enumerate(products, start):
+                stream = group.start + row
+                head.weigh_vocabulary(
+                    product, scales[row], engine.head_scales, self._logits[group.start],
+                    self._weights[stream], self._cumulative[stream],
+                )  # fmt: skip
 
 
 class ModelWorkers:
@@ -115,10 +113,9 @@ class ModelWorkers:
         """Args: threads, at least 1; None for one a core that the process may use."""
         self._engine = engine
         self._threads = threads or usable_cores()
-        torch.set_num_threads(1)
-        # Torch keeps a thread's number of threads apart: each new one must be told.
+        engine.backend.prepare_thread()
         self._pool = ThreadPoolExecutor(
-            self._threads, "llmzip-model", initializer=torch.set_num_threads, initargs=(1,)
+            self._threads, "llmzip-model", initializer=engine.backend.prepare_thread
         )
 
     def cache_bytes(self, streams: int, steps: int) -> int:
@@ -179,20 +176,19 @@ class ModelWorkers:
         session = Session(engine, streams=1, tokens=len(ranks), steps=BLOCK_TOKENS)
         found: list[UInt32Array] = []
         counts = np.zeros(len(ranks), np.int32)
-        with torch.inference_mode():
-            for start in range(0, len(ranks), BLOCK_TOKENS):
-                block = slice(start, min(start + BLOCK_TOKENS, len(ranks)))
-                codes, scales = session.advance(inputs[None, block])
-                for at in range(0, len(codes), HEAD_ROWS):
-                    rows = slice(at, min(at + HEAD_ROWS, len(codes)))
-                    targets = slice(start + rows.start, start + rows.stop)
-                    found.append(
-                        self._path_probabilities(
-                            codes[rows], scales[rows], ranks[targets], counts[targets]
-                        )
+        for start in range(0, len(ranks), BLOCK_TOKENS):
+            block = slice(start, min(start + BLOCK_TOKENS, len(ranks)))
+            codes, scales = session.advance(inputs[None, block])
+            for at in range(0, len(codes), HEAD_ROWS):
+                rows = slice(at, min(at + HEAD_ROWS, len(codes)))
+                targets = slice(start + rows.start, start + rows.stop)
+                found.append(
+                    self._path_probabilities(
+                        codes[rows], scales[rows], ranks[targets], counts[targets]
                     )
-                if progress:
-                    progress(int(symbol_bytes[block].sum()))
+                )
+            if progress:
+                progress(int(symbol_bytes[block].sum()))
         return _StreamResult(np.concatenate(found), counts)
 
     def _path_probabilities(

@@ -12,7 +12,8 @@ import pytest
 from archiver.errors import ExactnessError, UsageError
 from archiver.predict.kernels import byte_products, products
 from archiver.predict.kernels.memory import large_pages
-from archiver.predict.kernels.products import BACKENDS, Float32Product, Product
+from archiver.predict.kernels.products import BACKENDS, Product, backend_named
+from archiver.predict.kernels.torch_products import Float32Product
 
 INNER = [16, 64, 576, 1040, 1041, 1536, 4000]
 
@@ -24,12 +25,12 @@ def exact_product(codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("inner", INNER)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_backend_that_passes_the_probe_is_exact(name: str, inner: int) -> None:
-    if not products.is_exact(BACKENDS[name], [inner]):
+    if not products.is_exact(backend_named(name), [inner]):
         pytest.skip(f"{name} is not exact on this machine, and not used")
     generator = np.random.default_rng(inner)
     weights = generator.integers(-127, 128, (70, inner)).astype(np.int8)
     weights[::2] = 127
-    product = BACKENDS[name](weights)
+    product = backend_named(name)(weights)
     for rows in (1, 2, 17, 33, 300):
         codes = generator.integers(-127, 128, (rows, inner)).astype(np.int8)
         codes[::2] = -127
@@ -72,11 +73,12 @@ def test_the_probe_finds_saturation() -> None:
 def test_inexact_and_missing_backends_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(products.BACKEND_VARIABLE, raising=False)
     backends = {"missing": _Missing, "saturating": _Saturating, "float32": Float32Product}
-    monkeypatch.setattr(products, "BACKENDS", backends)
+    monkeypatch.setattr(products, "BACKENDS", tuple(backends))
+    monkeypatch.setattr(products, "backend_named", backends.__getitem__)
     assert products.choose_backend([64]) is Float32Product
     with pytest.raises(ExactnessError, match="'saturating' is not exact"):
         products.choose_backend([64], "saturating")
-    del backends["float32"]
+    monkeypatch.setattr(products, "BACKENDS", ("missing", "saturating"))
     with pytest.raises(ExactnessError, match="no matrix product on this machine"):
         products.choose_backend([64])
 
@@ -88,12 +90,25 @@ def test_an_unknown_backend_is_refused() -> None:
         products.choose_backend([64], "gpu")
 
 
+def test_torch_is_loaded_only_where_it_multiplies() -> None:
+    code = (
+        "import sys\n"
+        "import archiver.codec.frame\n"
+        "from archiver.predict.kernels import products as p\n"
+        "print(p.choose_backend([64, 576, 1536]).name, 'torch' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    name, loaded = done.stdout.split()
+    assert loaded == str(name not in ("amx", "vnni"))
+
+
 @pytest.mark.parametrize("isa", ["SSE41", "AVX2", "AVX512_CORE", "AVX512_CORE_VNNI"])
 def test_some_backend_is_exact_at_each_instruction_set(isa: str) -> None:
     """On processors without VNNI oneDNN's product saturates; the probe must see it."""
     code = (
         "from archiver.predict.kernels import products as p\n"
-        "exact = {n: p.is_exact(b, [64, 576, 1536]) for n, b in p.BACKENDS.items()}\n"
+        "exact = {n: p.is_exact(p.backend_named(n), [64, 576, 1536]) for n in p.BACKENDS}\n"
         "print(p.choose_backend([64, 576, 1536]).name, exact)\n"
     )
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}

@@ -6,22 +6,17 @@ products in saturating int16 on x86 processors without VNNI.)
 
     amx      own kernel over the processor's tile registers
     vnni     own kernel over the processor's byte dot products; AVX-512 VNNI
-    onednn   torch's quantized linear with prepacked weights: int8 x int8, one rounding to float32
-    int_mm   torch._int_mm, int32 results converted to float32
-    float32  BLAS on integer values; sums of at most 1,040 products of |127 * 127| stay below
-             2^24, longer ones are split and joined in float64
+    onednn, int_mm, float32: see `torch_products`, loaded where it is needed
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from archiver.errors import ExactnessError, UsageError
 from archiver.predict.kernels import byte_products
@@ -31,7 +26,6 @@ from archiver.predict.kernels.vectors import has_byte_dot_product
 from archiver.types import Float32Array, Int8Array
 
 BACKEND_VARIABLE = "LLMZIP_MATMUL"
-FLOAT32_INNER_MAX = (1 << 24) // (127 * 127)  # 1,040 products
 INNER_MAX = (1 << 31) // (127 * 127)  # 133,144: an int32 sum cannot overflow below this
 
 
@@ -44,6 +38,10 @@ class Product(ABC):
     @abstractmethod
     def __init__(self, weights: Int8Array) -> None:
         """Prepare weights, int8 [outputs, inputs] in -127 .. 127."""
+
+    @classmethod  # noqa: B027 (most need nothing)
+    def prepare_thread(cls) -> None:
+        """Called once in every thread that multiplies, before it does."""
 
     @abstractmethod
     def __call__(self, codes: Int8Array) -> Float32Array:
@@ -86,75 +84,19 @@ class AmxProduct(VnniProduct):
         return product
 
 
-class OneDnnProduct(Product):
-    name = "onednn"
-
-    def __init__(self, weights: Int8Array) -> None:
-        outputs = weights.shape[0]
-        self._packed = torch.ops.onednn.qlinear_prepack(_tensor(weights), None)
-        self._scales = torch.ones(outputs)
-        self._zeros = torch.zeros(outputs, dtype=torch.int64)
-
-    def __call__(self, codes: Int8Array) -> Float32Array:
-        product: Float32Array = torch.ops.onednn.qlinear_pointwise(
-            torch.from_numpy(codes), 1.0, 0, self._packed, self._scales, self._zeros, None,
-            1.0, 0, torch.float32, "none", [], "",
-        ).numpy()  # fmt: skip
-        return product
+_OWN: dict[str, type[Product]] = {"amx": AmxProduct, "vnni": VnniProduct}
+BACKENDS = (*_OWN, "onednn", "int_mm", "float32")
+"""Names by preference, the fastest first."""
 
 
-class IntMmProduct(Product):
-    name = "int_mm"
-    ROWS_MIN = 32  # the operator refuses fewer than 17 rows
+def backend_named(name: str) -> type[Product]:
+    """The backend of a name in `BACKENDS`."""
+    if name in _OWN:
+        return _OWN[name]
+    # Loading torch takes longer than compressing a short text.
+    from archiver.predict.kernels import torch_products
 
-    def __init__(self, weights: Int8Array) -> None:
-        self._weights = _tensor(weights).t()
-
-    def __call__(self, codes: Int8Array) -> Float32Array:
-        rows = torch.from_numpy(codes)
-        if len(codes) < self.ROWS_MIN:
-            padded = torch.zeros(self.ROWS_MIN, codes.shape[1], dtype=torch.int8)
-            padded[: len(codes)] = rows
-            rows = padded
-        product: Float32Array = torch._int_mm(rows, self._weights)[: len(codes)].float().numpy()
-        return product
-
-
-class Float32Product(Product):
-    name = "float32"
-
-    def __init__(self, weights: Int8Array) -> None:
-        inner = weights.shape[1]
-        count = -(-inner // FLOAT32_INNER_MAX)
-        edges = [inner * i // count for i in range(count + 1)]
-        self._parts = [
-            (slice(a, b), _tensor(weights[:, a:b]).float().t())
-            for a, b in itertools.pairwise(edges)
-        ]
-
-    def __call__(self, codes: Int8Array) -> Float32Array:
-        rows = torch.from_numpy(codes).float()
-        total = None
-        for columns, weights in self._parts:
-            part = rows[:, columns] @ weights
-            if len(self._parts) > 1:
-                part = part.double()
-            total = part if total is None else total + part
-        assert total is not None
-        product: Float32Array = total.float().numpy()
-        return product
-
-
-BACKENDS: dict[str, type[Product]] = {
-    backend.name: backend
-    for backend in (AmxProduct, VnniProduct, OneDnnProduct, IntMmProduct, Float32Product)
-}
-"""By preference, the fastest first."""
-
-
-def _tensor(weights: Int8Array) -> torch.Tensor:
-    """A tensor that owns its memory (weights may be a read-only map of a file)."""
-    return torch.from_numpy(np.array(weights, dtype=np.int8, order="C"))
+    return torch_products.BACKENDS[name]
 
 
 def is_exact(backend: type[Product], inner_sizes: Iterable[int]) -> bool:
@@ -198,7 +140,8 @@ def choose_backend(inner_sizes: Iterable[int], forced: str | None = None) -> typ
     forced = forced or os.environ.get(BACKEND_VARIABLE)
     if forced and forced not in BACKENDS:
         raise UsageError(f"no matrix product {forced!r}; there are {', '.join(BACKENDS)}")
-    for backend in [BACKENDS[forced]] if forced else BACKENDS.values():
+    for name in [forced] if forced else BACKENDS:
+        backend = backend_named(name)
         if is_exact(backend, sizes):
             return backend
     raise ExactnessError(
