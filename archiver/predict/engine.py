@@ -16,7 +16,9 @@ Source: FORMAT.md, "Predictor".
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -269,6 +271,29 @@ Caches: TypeAlias = list[tuple[UInt8Array, Int8Array, Float32Array, Float32Array
 """Keys, values and their scales by layer; `attention` describes the layout."""
 
 
+def _caches(engine: Engine, shapes: Sequence[tuple[int, ...]]) -> Caches:
+    """Empty keys, values and scales of layers with these numbers of slots, the last axis."""
+    # One allocation for all layers: large ones get large pages, which halves the time that a
+    # step of many streams takes to read them.
+    sizes = [math.prod(shape) for shape in shapes]
+
+    def parts(items: int, dtype: type[np.generic]) -> list[NDArray[Any]]:
+        flat = aligned_zeros((sum(sizes) * items,), dtype)
+        ends = np.cumsum(sizes) * items
+        return [
+            flat[end - size * items : end].reshape(*shape[:-1], shape[-1] * items)
+            for end, size, shape in zip(ends.tolist(), sizes, shapes, strict=True)
+        ]
+
+    dim = engine.head_dim
+    return list(
+        zip(
+            parts(dim, np.uint8), parts(dim, np.int8), parts(1, np.float32), parts(1, np.float32),
+            strict=True,
+        )
+    )  # fmt: skip
+
+
 class Session:
     """The state of some streams that advance together: their keys and values.
 
@@ -294,30 +319,14 @@ class Session:
         tiled = steps >= 8 and engine.head_dim % TILE_BYTES == 0 and engine.backend.tiled
         unit = attention.TILED_POSITIONS if tiled else 16
         limits = np.minimum(positions, engine.windows + steps + unit)
-        self._rings = (-(-limits // unit) * unit).astype(np.int32)
-        ring = int(self._rings.max())
+        rings = -(-limits // unit) * unit
+        self._slots = np.zeros((len(engine.layers), engine.kv_heads + 1), np.int32)
+        np.cumsum(rings, axis=1, out=self._slots[:, 1:])
+        self._caches = _caches(engine, [(streams, total) for total in self._slots[:, -1].tolist()])
         sink_ring = max(unit, -(-engine.sinks // unit) * unit)
-        kv_heads, head_dim = engine.kv_heads, engine.head_dim
-
-        def caches(slots: int) -> Caches:
-            # One allocation for all layers: large ones get large pages, which halves the time
-            # that a step of many streams takes to read them.
-            shape = (len(engine.layers), streams, kv_heads, slots * head_dim)
-            scales = (len(engine.layers), streams, kv_heads, slots)
-            return list(
-                zip(
-                    aligned_zeros(shape, np.uint8),
-                    aligned_zeros(shape, np.int8),
-                    aligned_zeros(scales, np.float32),
-                    aligned_zeros(scales, np.float32),
-                    strict=True,
-                )
-            )
-
-        self._caches = caches(ring)
-        self.sinks = caches(sink_ring)
+        self.sinks = _caches(engine, [(streams, engine.kv_heads, sink_ring)] * len(engine.layers))
         window = min(positions, engine.window)
-        group = engine.heads // kv_heads
+        group = engine.heads // engine.kv_heads
         if tiled:
             rows, queries = attention.TILED_ROWS, attention.TILED_ROWS
             items = attention.tiled_items(window, engine.sinks)
@@ -344,21 +353,21 @@ class Session:
         the place of earlier ones, as `advance` has it.
         """
         self.position = self.engine.lead
+        lead = self.engine.lead
         for layer, theirs in enumerate(prompt):
-            source_slots = theirs[-1].shape[-1]
-            for kv, ring in enumerate(self._rings[layer].tolist()):
-                for caches, slots in (
-                    (self._caches[layer], ring),
-                    (self.sinks[layer], self.sinks[layer][-1].shape[-1]),
-                ):
-                    pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]] = zip(
-                        caches, cast(Sequence[NDArray[Any]], theirs), strict=True
-                    )
-                    for mine, source in pairs:
-                        tile = 16 * source.shape[-1] // source_slots  # items of 16 positions
-                        for number in range(-(-self.engine.lead // 16)):
-                            at, begin = number % (slots // 16) * tile, number * tile
-                            mine[:, kv, at : at + tile] = source[:, kv, begin : begin + tile]
+            slots = self._slots[layer]
+            arrays = (self._caches[layer], self.sinks[layer], theirs)
+            triples = zip(*cast(Sequence[Sequence[NDArray[Any]]], arrays), strict=True)
+            for mine, sinks, source in triples:
+                # A tile's items: 16 times head_dim of keys and of values, 16 scales.
+                tile = 16 * source.shape[-1] // theirs[-1].shape[-1]
+                for kv, number in itertools.product(range(len(slots) - 1), range(-(-lead // 16))):
+                    begin = number * tile
+                    content = source[:, kv, begin : begin + tile]
+                    sinks[:, kv, begin : begin + tile] = content
+                    ring = (slots[kv + 1] - slots[kv]) // 16
+                    at = (slots[kv] // 16 + number % ring) * tile
+                    mine[:, at : at + tile] = content
 
     def advance(self, tokens: Int32Array) -> tuple[Int8Array, Float32Array]:
         """Every stream is `steps` tokens further.
@@ -396,13 +405,13 @@ class Session:
             layers.normalize(x, engine.epsilon, codes, scales)
             layers.project_heads(
                 layer.qkv(codes), scales, layer.qkv_scales, self._cosines, self._sines,
-                row_stream, row_position, engine.windows[number], self._rings[number],
+                row_stream, row_position, engine.windows[number], self._slots[number],
                 engine.sinks, query, query_scale, sink_query, sink_query_scale, *cache, *sinks,
                 engine.logit_unit,
             )  # fmt: skip
             self._attend(
                 query, query_scale, sink_query, sink_query_scale, *cache, *sinks,
-                row_stream, row_position, engine.windows[number], self._rings[number], engine.sinks,
+                row_stream, row_position, engine.windows[number], self._slots[number], engine.sinks,
                 *self._scratch, attended,
             )  # fmt: skip
             layers.quantize_rows(attended, attended_codes, scales)

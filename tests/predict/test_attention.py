@@ -41,6 +41,7 @@ def test_attention(heads: int, kv_heads: int, head_dim: int, steps: int, first: 
     sinks, group = 3, heads // kv_heads
     windows = np.array([50, 7, 20], np.int32)[:kv_heads]
     rings = np.array([128, 192, 128], np.int32)[:kv_heads]
+    slots = np.concatenate([[0], np.cumsum(rings)]).astype(np.int32)
     generator = np.random.default_rng(heads * 1000 + head_dim + first)
 
     def codes(*shape: int) -> np.ndarray:
@@ -53,22 +54,22 @@ def test_attention(heads: int, kv_heads: int, head_dim: int, steps: int, first: 
     keys, values = (codes(STREAMS, kv_heads, last, head_dim) for _ in range(2))
     key_scales, value_scales = (scales(STREAMS, kv_heads, last) for _ in range(2))
 
-    def caches(slots: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        shape = (STREAMS, kv_heads, slots * head_dim)
+    def caches(*shape: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         return (
-            aligned_zeros(shape, np.uint8), aligned_zeros(shape, np.int8),
-            aligned_zeros((*shape[:2], slots), np.float32),
-            aligned_zeros((*shape[:2], slots), np.float32),
+            aligned_zeros((*shape[:-1], shape[-1] * head_dim), np.uint8),
+            aligned_zeros((*shape[:-1], shape[-1] * head_dim), np.int8),
+            aligned_zeros(shape, np.float32), aligned_zeros(shape, np.float32),
         )  # fmt: skip
 
-    cache, sink_cache = caches(192), caches(64)
+    cache, sink_cache = caches(STREAMS, slots[-1]), caches(STREAMS, kv_heads, 64)
     for s in range(STREAMS):
         for h in range(kv_heads):
             for p in range(last):
                 entry = (
                     keys[s, h, p], values[s, h, p], key_scales[s, h, p], value_scales[s, h, p],
                 )  # fmt: skip
-                attention.store_key_value(*entry, *(part[s, h] for part in cache), p % rings[h])
+                slot = slots[h] + p % rings[h]
+                attention.store_key_value(*entry, *(part[s] for part in cache), slot)
                 if p < sinks:
                     attention.store_key_value(*entry, *(part[s, h] for part in sink_cache), p)
 
@@ -80,7 +81,7 @@ def test_attention(heads: int, kv_heads: int, head_dim: int, steps: int, first: 
     out = np.zeros((rows, heads * head_dim), np.float32)
     inputs = (
         query, query_scale, sink_query, sink_query_scale, *cache, *sink_cache, row_stream,
-        row_position, windows, rings, sinks,
+        row_position, windows, slots, sinks,
     )  # fmt: skip
     items = attention.visible_items(50, sinks)
     attention.attend(

@@ -1,11 +1,14 @@
 """Causal attention over int8 keys and values: rolling window, sinks, integer probabilities.
 
-Layout of the cache of one layer, for stream s, key/value head h, position c in slot t = tile of
-16 positions (tile number = (c // 16) mod tiles; the sinks have tiles of their own):
+Layout of the cache of one layer, for stream s, key/value head h, position c in tile of 16
+positions (tile number = (c // 16) mod the head's tiles; the sinks have tiles of their own):
 
-    keys    uint8, key + 128      [s, h, tile, quad of dimensions, position in tile, 4]
-    values  int8                  [s, h, tile * 4 + quad of positions, dimension, 4]
-    scales  float32               [s, h, tile * 16 + position in tile]
+    keys    uint8, key + 128      [s][h][tile, quad of dimensions, position in tile, 4]
+    values  int8                  [s][h][tile * 4 + quad of positions, dimension, 4]
+    scales  float32               [s][h][tile * 16 + position in tile]
+
+Heads have as many tiles as their window needs, so a stream's heads lie one after the other: head h
+has the slots slots[h] to slots[h + 1], a slot being head_dim bytes of keys.
 
 so that 16 positions' keys, or 16 dimensions' values, fill the lanes of one vector register.
 
@@ -208,7 +211,7 @@ def attend(
     row_stream,
     row_position,
     windows,
-    rings,
+    slots,
     sinks,
     dots,
     scales,
@@ -221,10 +224,10 @@ def attend(
         query: int8 [rows, heads, head_dim], rotated to the row's position; sink_query: the same
             rotated to min(position, window + sinks - 1), used for sinks outside the window.
         windows: int32 [kv_heads], positions that each key/value head sees, the row's own included;
-            rings: int32 [kv_heads], slots after which its cache begins again, whole tiles.
+            slots: int32 [kv_heads + 1], where in a stream's cache its slots begin, whole tiles.
         query_scale, sink_query_scale: float32 [rows, heads], log2(e)/sqrt(head_dim) folded in.
-        keys .. value_scales: the layer's cache, [streams, kv_heads, ...] as in the module's
-            docstring; sink_*: the same for the first `sinks` positions.
+        keys .. value_scales: the layer's cache, [streams, ...] as in the module's docstring;
+            sink_*: the same for the first `sinks` positions, [streams, kv_heads, ...].
         row_stream: int32 [rows]; row_position: int32 [rows], the row's own position.
         dots: int32 [4 * heads / kv_heads, items], scales: float32 [2, items],
             weights: uint8 [2, heads / kv_heads, items]: scratch, items from `visible_items`.
@@ -238,7 +241,7 @@ def attend(
     65,472 * (1 + 2^-6) + 2^13 < 2^17, so their products with int8 stay below 2^24.
     """
     rows, heads, head_dim = query.shape
-    kv_heads = keys.shape[1]
+    kv_heads = windows.shape[0]
     group = heads // kv_heads
     quads = head_dim >> 2
     tile_bytes = 16 * head_dim
@@ -271,33 +274,35 @@ def attend(
             tiles = (last >> 4) - first_tile + 1
             sink_tiles = (min(sinks, max(0, last - window + 1)) + 15) >> 4
             lead = sink_tiles * 16
-            ring_tiles = rings[kv] >> 4
+            ring_tiles = (slots[kv + 1] - slots[kv]) >> 4
             first_slot = first_tile % ring_tiles
             near_tiles = min(tiles, ring_tiles - first_slot)
             far_tiles = tiles - near_tiles  # these lie at the ring's begin again
             far_lead = lead + near_tiles * 16
             near_at = first_slot * tile_bytes
             lines = near_tiles * tile_bytes >> 6
-            k = keys[s, kv]
-            v = values[s, kv]
+            k = keys[s, slots[kv] * head_dim :]
+            v = values[s, slots[kv] * head_dim :]
             sink_v = sink_values[s, kv]
-            near = slice(first_slot * 16, (first_slot + near_tiles) * 16)
+            near = slice(slots[kv] + first_slot * 16, slots[kv] + (first_slot + near_tiles) * 16)
+            far = slice(slots[kv], slots[kv] + far_tiles * 16)
             end = far_lead + far_tiles * 16
             key_factors[:lead] = sink_key_scales[s, kv, :lead]
-            key_factors[lead:far_lead] = key_scales[s, kv, near]
-            key_factors[far_lead:end] = key_scales[s, kv, : far_tiles * 16]
+            key_factors[lead:far_lead] = key_scales[s, near]
+            key_factors[far_lead:end] = key_scales[s, far]
             value_factors[:lead] = sink_value_scales[s, kv, :lead]
-            value_factors[lead:far_lead] = value_scales[s, kv, near]
-            value_factors[far_lead:end] = value_scales[s, kv, : far_tiles * 16]
+            value_factors[lead:far_lead] = value_scales[s, near]
+            value_factors[far_lead:end] = value_scales[s, far]
             next_kv = kv + 1
             next_s = s
             if next_kv == kv_heads:
                 next_kv = 0
                 next_s = row_stream[min(row + 1, rows - 1)]
-            next_keys = keys[next_s, next_kv]
+            next_keys = keys[next_s, slots[next_kv] * head_dim :]
             next_tile = max(0, row_position[row] - windows[next_kv] + 1) >> 4
-            next_slot = next_tile % (rings[next_kv] >> 4)
-            next_tiles = min((last >> 4) - next_tile + 1, (rings[next_kv] >> 4) - next_slot)
+            next_ring = (slots[next_kv + 1] - slots[next_kv]) >> 4
+            next_slot = next_tile % next_ring
+            next_tiles = min((last >> 4) - next_tile + 1, next_ring - next_slot)
             next_at = next_slot * tile_bytes
             next_lines = next_tiles * tile_bytes >> 6
             at = (row * heads + kv * group) * head_dim
@@ -394,7 +399,7 @@ def attend_by_tiles(
     row_stream,
     row_position,
     windows,
-    rings,
+    slots,
     sinks,
     dots,
     scales,
@@ -409,7 +414,7 @@ def attend_by_tiles(
         from `tiled_items`; shapes: `tiles.ROW_SHAPES`.
     """
     rows, heads, head_dim = query.shape
-    kv_heads = keys.shape[1]
+    kv_heads = windows.shape[0]
     group = heads // kv_heads
     quads = head_dim >> 2
     row_items = heads * head_dim
@@ -444,24 +449,25 @@ def attend_by_tiles(
             spans = (last >> 6) - first_span + 1
             sink_spans = (min(sinks, max(0, last - window + 1)) + 63) >> 6
             lead = sink_spans * 64
-            ring_spans = rings[kv] >> 6
+            ring_spans = (slots[kv + 1] - slots[kv]) >> 6
             first_slot = first_span % ring_spans
             near_spans = min(spans, ring_spans - first_slot)
             far_spans = spans - near_spans  # these lie at the ring's begin again
             far_lead = lead + near_spans * 64
             end_item = lead + spans * 64
             near_at = first_slot * 64 * head_dim
-            near = slice(first_slot * 64, (first_slot + near_spans) * 64)
-            k = keys[s, kv]
-            v = values[s, kv]
+            near = slice(slots[kv] + first_slot * 64, slots[kv] + (first_slot + near_spans) * 64)
+            far = slice(slots[kv], slots[kv] + far_spans * 64)
+            k = keys[s, slots[kv] * head_dim :]
+            v = values[s, slots[kv] * head_dim :]
             sink_k = sink_keys[s, kv]
             sink_v = sink_values[s, kv]
             key_factors[:lead] = sink_key_scales[s, kv, :lead]
-            key_factors[lead:far_lead] = key_scales[s, kv, near]
-            key_factors[far_lead:end_item] = key_scales[s, kv, : far_spans * 64]
+            key_factors[lead:far_lead] = key_scales[s, near]
+            key_factors[far_lead:end_item] = key_scales[s, far]
             value_factors[:lead] = sink_value_scales[s, kv, :lead]
-            value_factors[lead:far_lead] = value_scales[s, kv, near]
-            value_factors[far_lead:end_item] = value_scales[s, kv, : far_spans * 64]
+            value_factors[lead:far_lead] = value_scales[s, near]
+            value_factors[far_lead:end_item] = value_scales[s, far]
             for member in range(group):
                 head = kv * group + member
                 at = (row * heads + head) * head_dim

@@ -120,7 +120,7 @@ def project_heads(
     row_stream,
     row_position,
     windows,
-    rings,
+    slots,
     sinks,
     query,
     query_scale,
@@ -146,7 +146,7 @@ def project_heads(
         The rest as in `attend`.
     """
     rows, heads, head_dim = query.shape
-    kv_heads = keys.shape[1]
+    kv_heads = windows.shape[0]
     group = heads // kv_heads
     y = np.empty(product.shape[1], np.float32)
     turned = np.empty(head_dim, np.float32)
@@ -187,11 +187,11 @@ def project_heads(
                 value_code,
                 key_scale,
                 value_scale,
-                keys[s, kv],
-                values[s, kv],
-                key_scales[s, kv],
-                value_scales[s, kv],
-                p % rings[kv],
+                keys[s],
+                values[s],
+                key_scales[s],
+                value_scales[s],
+                slots[kv] + p % (slots[kv + 1] - slots[kv]),
             )
             if p < sinks:
                 store_key_value(
