@@ -19,11 +19,13 @@ from archiver.text.framing import Tokenizer, VocabularyOrder, symbols_of
 from archiver.text.transforms import LARGEST_SEGMENTS, Span
 from archiver.types import Int64Array
 
-# Text falls into blocks, of which only the beginnings are tokenized: a quarter of a short content
-# for each set in question, a sixteenth of 1 MiB. The right set has a quarter fewer symbols.
+# Text falls into blocks, of which only the beginnings are tokenized: for each set in question all
+# of a short content, a quarter of a longer one, a sixteenth of 1 MiB. The right set has a quarter
+# fewer symbols.
 BLOCKS_MAX = LARGEST_SEGMENTS // 8
 BLOCK_BYTES_MIN = 512
 SAMPLE_BYTES = 128
+SHORT_BYTES = 8192
 
 # A new segment costs three or four bytes, and the model its footing: about what 16 symbols cost.
 SWITCH_SYMBOLS = 16
@@ -38,9 +40,10 @@ STRAY_SHARE_MAX = 1 / 16
 STRAY = re.compile(rb"\xed[\xb2\xb3][\x80-\xbf]")
 ASCII = bytes(range(0x80))
 # Korean is nearly all syllables of these two bytes.  A model whose tokenizer lacks them spends
-# three symbols on each, but two of these are easy to predict: a symbol a byte is near the truth.
+# three symbols on each, but two of these are easy to predict: they cost about as much as two.
 SYLLABLE = re.compile(rb"[\xb0-\xc8][\xa1-\xfe]")
 SYLLABLE_SHARE_MIN = 7 / 8
+SYLLABLE_SYMBOLS = 2
 
 # A set, and where it begins: UTF-16 at an even or an odd byte of the content; also a set of two
 # bytes may begin after the second byte of a character.
@@ -103,13 +106,18 @@ def _has_few_strays(content: bytes, state: State, begins: list[int]) -> bool:
 def _sample(content: bytes, state: State, begin: int) -> bytes:
     """Whole characters from the beginning of a block, if it is in that set."""
     charset, offset = state
+    sample_bytes = _sample_bytes(content)
     if charset in DOUBLE_BYTE:
         boundary = double_byte_set(DOUBLE_BYTE[charset]).boundary
-        end = min(begin + SAMPLE_BYTES, len(content))
+        end = min(begin + sample_bytes, len(content))
         return content[boundary(content, begin, offset) : boundary(content, end, offset)]
     first = abs(begin - offset)  # at an odd place: the same letters between zeros
-    sample = content[first : first + SAMPLE_BYTES]
+    sample = content[first : first + sample_bytes]
     return sample[: len(sample) // 2 * 2] if charset in UTF_16 else sample
+
+
+def _sample_bytes(content: bytes) -> int:
+    return SAMPLE_BYTES if len(content) > SHORT_BYTES else BLOCK_BYTES_MIN
 
 
 def _costs(
@@ -121,6 +129,29 @@ def _costs(
 ) -> Int64Array:
     """int64 [blocks, states]: symbols and escaped bytes of each block, if in that set."""
     samples = [(state[0], _sample(content, state, begin)) for state in states for begin in begins]
+    of_samples = _costs_of(samples, vocabulary, tokenizer)
+    korean = [
+        index
+        for index, (charset, sample) in enumerate(samples)
+        if charset is Charset.EUC_KR and _is_korean(sample)
+    ]
+    if korean:
+        rest = [(Charset.EUC_KR, SYLLABLE.sub(b"", samples[index][1])) for index in korean]
+        syllables = [
+            (len(samples[index][1]) - len(bare)) // 2
+            for index, (_, bare) in zip(korean, rest, strict=True)
+        ]
+        less = _costs_of(rest, vocabulary, tokenizer) + SYLLABLE_SYMBOLS * np.array(syllables)
+        of_samples[korean] = np.minimum(of_samples[korean], less)
+    block_bytes = np.diff(begins, append=len(content))[:, None]
+    of_blocks = of_samples.reshape(len(states), len(begins)).T
+    return of_blocks * block_bytes // np.minimum(block_bytes, _sample_bytes(content))
+
+
+def _costs_of(
+    samples: list[tuple[Charset, bytes]], vocabulary: VocabularyOrder, tokenizer: Tokenizer
+) -> Int64Array:
+    """int64 [samples]: symbols and escaped bytes of each, about."""
     pieces = [to_utf8(charset, sample) + b"\n" for charset, sample in samples]
     symbols = symbols_of(b"".join(pieces), vocabulary, tokenizer)
     token_bytes = np.array([len(token) for token in vocabulary.token_bytes])
@@ -130,18 +161,13 @@ def _costs(
     ends = np.cumsum(np.where(escapes, escaped_bytes, token_bytes[symbols.ranks]))
     costs = np.concatenate(([0], np.cumsum(1 + escaped_bytes)))
     edges = np.searchsorted(ends, np.cumsum([len(piece) for piece in pieces]), side="right")
-    of_samples = np.diff(costs[edges], prepend=0)
-    korean = [charset is Charset.EUC_KR and _is_korean(sample) for charset, sample in samples]
-    lengths = np.array([len(sample) for _, sample in samples])
-    of_samples = np.where(korean, np.minimum(of_samples, lengths + 1), of_samples)
-    block_bytes = np.diff(begins, append=len(content))[:, None]
-    of_blocks = of_samples.reshape(len(states), len(begins)).T
-    return of_blocks * block_bytes // np.minimum(block_bytes, SAMPLE_BYTES)
+    return np.diff(costs[edges], prepend=0)
 
 
 def _is_korean(sample: bytes) -> bool:
-    syllables = len(SYLLABLE.findall(sample))
-    return 2 * syllables >= SYLLABLE_SHARE_MIN * len(sample.translate(None, ASCII)) > 0
+    syllable_bytes = 2 * len(SYLLABLE.findall(sample))
+    beyond_ascii = len(sample.translate(None, ASCII))
+    return syllable_bytes > 0 and syllable_bytes >= SYLLABLE_SHARE_MIN * beyond_ascii
 
 
 def _cheapest_path(costs: Int64Array) -> list[int]:
