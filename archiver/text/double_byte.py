@@ -108,6 +108,7 @@ def double_byte_set(name: str) -> DoubleByteSet:
         (unit.decode("latin-1"), chr(number))
         for unit, number in zip(cell_bytes, numbers, strict=True)
     )
+    incomplete = ""
     units_of_several = f"{_any_of(places[:, 0])}{_any_of(places[:, 1])}"
     if name == "shift_jis":
         codes |= {HALF_WIDTH + byte: byte for byte in HALF_WIDTH_BYTES}
@@ -116,10 +117,13 @@ def double_byte_set(name: str) -> DoubleByteSet:
         others = _without_cell(cells)
         codes = _CodesOfGb18030(codes, others)
         characters = _CharactersOfGb18030(characters, others)
+        incomplete = "(?:[0-9][\x81-\xfe]?)?"
         units_of_several = f"{FOUR_BYTES}|{units_of_several}"
     return DoubleByteSet(
         units=re.compile(f"{units_of_several}|[\x80-\xff]"),
-        whole_units=re.compile(f"(?:[\0-\x7f]|{units_of_several}|[\x80-\xff](?!\\Z))*+"),
+        whole_units=re.compile(
+            f"(?:[\0-\x7f]|{units_of_several}|[\x80-\xff](?!{incomplete}\\Z))*+"
+        ),
         characters=characters,
         codes=codes,
     )

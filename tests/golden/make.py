@@ -113,6 +113,12 @@ def broken_lines(count: int, seed: int) -> str:
     return text.replace("è", "e").replace(" ", "\r\n ")
 
 
+def east_asian(codec: str, words: str, seed: int) -> bytes:
+    """Lines of tokens in no order, some of them words of a language, in a set of two bytes."""
+    text = broken_lines(700, seed).replace("times", words).replace("every", words[::-1])
+    return text.encode(codec, "ignore")
+
+
 def _steering(package: ModelPackage, spread: int, scale: float, prior: Prior) -> bytes:
     """A steering file with two vectors without any pattern, or less: one code in `spread`."""
     hidden = package.arrays["embed.codes"].shape[1]
@@ -212,6 +218,41 @@ GOLDENS = [
         name="utf_16",
         holds="UTF-16 cut in the middle of a unit at both ends: three segments, CRLF",
         content=broken_lines(600, 8).encode("utf-16-be")[1:-1],
+        codings=(2,),
+        options={"chunk_tokens": 100},
+    ),
+    Golden(
+        name="shift_jis",
+        holds="Shift-JIS with half-width katakana, a user's character and stray bytes",
+        content=east_asian("cp932", "猫である。ﾃｽﾄ\ue000", 10) + b"\x82 \xfd \xed\x40\n\x88",
+        codings=(2,),
+        options={"chunk_tokens": 100},
+    ),
+    Golden(
+        name="gb18030",
+        holds="GB18030 with characters of four bytes, from the second byte of one to the first",
+        content=east_asian("gb18030", "听了，不觉é€\U0001f600", 11)[1:] + b"\xff\x84\x31\xa4",
+        codings=(2,),
+        options={"chunk_tokens": 100},
+    ),
+    Golden(
+        name="euc_jp",
+        holds="EUC-JP with NEC's characters and half-width katakana",
+        content=east_asian("cp932", "", 12) + "猫である。№髙".encode("euc_jp", "ignore"),
+        codings=(2,),
+        options={"chunk_tokens": 100},
+    ),
+    Golden(
+        name="big5",
+        holds="Big5",
+        content=east_asian("cp950", "寶玉聽了，不覺心中一動", 13),
+        codings=(2,),
+        options={"chunk_tokens": 100},
+    ),
+    Golden(
+        name="euc_kr",
+        holds="EUC-KR with syllables of code page 949",
+        content=east_asian("cp949", "모든 인간은 똠방", 14),
         codings=(2,),
         options={"chunk_tokens": 100},
     ),

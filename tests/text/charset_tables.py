@@ -18,8 +18,6 @@ from archiver.text.double_byte import LEADS, TRAILS, packed
 
 Cell = Callable[[int, int], bytes]
 
-PRIVATE_USE = range(0xE000, 0xF900)
-
 
 def _as_it_is(lead: int, trail: int) -> bytes:
     return bytes((lead, trail))
@@ -59,8 +57,6 @@ def make_table(name: str) -> NDArray[np.uint16]:
         for column, trail in enumerate(TRAILS):
             character = _character(cell(lead, trail), codec)
             if character is None or character in seen:
-                continue
-            if name == "euc_jp" and ord(character) in PRIVATE_USE:  # Shift-JIS has them, not JIS
                 continue
             seen.add(character)
             found[row, column] = ord(character)
