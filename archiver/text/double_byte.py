@@ -14,7 +14,7 @@ from __future__ import annotations
 import codecs
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -31,6 +31,9 @@ NAMES = ("shift_jis", "gb18030", "euc_jp", "big5", "euc_kr")
 STRAYS = 0xDC00  # a stray byte's surrogate less the byte
 # Shift-JIS has the characters U+FF61 to U+FF9F in the single bytes 0xA1 to 0xDF.
 HALF_WIDTH_BYTES, HALF_WIDTH = range(0xA1, 0xE0), 0xFF61 - 0xA1
+
+# From here on, the first bytes of all sets are without gaps.
+FULL_LEADS_MIN = 0xE0
 
 # Below this, no byte is the second of two: where one is, a character begins after it.
 SECOND_BYTE_MIN = 0x30
@@ -109,7 +112,9 @@ def double_byte_set(name: str) -> DoubleByteSet:
         for unit, number in zip(cell_bytes, numbers, strict=True)
     )
     incomplete = ""
-    units_of_several = f"{_any_of(places[:, 0])}{_any_of(places[:, 1])}"
+    # Leads of no character are leads all the same, so that what follows is not read askew.
+    leads = {*places[:, 0].tolist(), *range(FULL_LEADS_MIN, int(places[-1, 0]))}
+    units_of_several = f"{_any_of(leads)}{_any_of(places[:, 1].tolist())}"
     if name == "shift_jis":
         codes |= {HALF_WIDTH + byte: byte for byte in HALF_WIDTH_BYTES}
         characters |= {chr(byte): chr(HALF_WIDTH + byte) for byte in HALF_WIDTH_BYTES}
@@ -147,8 +152,8 @@ def packed(cells: UInt16Array) -> bytes:
     return zlib.compress(planes.tobytes(), 9)
 
 
-def _any_of(numbers: Any) -> str:
-    return "[" + "".join(re.escape(chr(number)) for number in np.unique(numbers)) + "]"
+def _any_of(numbers: Iterable[int]) -> str:
+    return "[" + "".join(re.escape(chr(number)) for number in sorted(set(numbers))) + "]"
 
 
 class _Characters(dict[str, str]):

@@ -113,12 +113,6 @@ def broken_lines(count: int, seed: int) -> str:
     return text.replace("è", "e").replace(" ", "\r\n ")
 
 
-def east_asian(codec: str, words: str, seed: int) -> bytes:
-    """Lines of tokens in no order, some of them words of a language, in a set of two bytes."""
-    text = broken_lines(700, seed).replace("times", words).replace("every", words[::-1])
-    return text.encode(codec, "ignore")
-
-
 def _steering(package: ModelPackage, spread: int, scale: float, prior: Prior) -> bytes:
     """A steering file with two vectors without any pattern, or less: one code in `spread`."""
     hidden = package.arrays["embed.codes"].shape[1]
@@ -224,35 +218,39 @@ GOLDENS = [
     Golden(
         name="shift_jis",
         holds="Shift-JIS with half-width katakana, a user's character and stray bytes",
-        content=east_asian("cp932", "猫である。ﾃｽﾄ\ue000", 10) + b"\x82 \xfd \xed\x40\n\x88",
+        content=(broken_lines(600, 10) + "猫である。ﾃｽﾄ\ue000").encode("cp932", "ignore")
+        + b"\x82 \xfd \xed\x40\n\x88",
         codings=(2,),
         options={"chunk_tokens": 100},
     ),
     Golden(
         name="gb18030",
-        holds="GB18030 with characters of four bytes, from the second byte of one to the first",
-        content=east_asian("gb18030", "听了，不觉é€\U0001f600", 11)[1:] + b"\xff\x84\x31\xa4",
+        holds="GB18030 with characters of four bytes, the first and last character cut",
+        content=("不" + broken_lines(600, 11) + "觉\xf1\ue7c7\U0001f600一").encode("gb18030")[1:-1]
+        + b"\xff\x84\x31\xa4\x38\x81\x30\x81",
         codings=(2,),
         options={"chunk_tokens": 100},
     ),
     Golden(
         name="euc_jp",
-        holds="EUC-JP with NEC's characters and half-width katakana",
-        content=east_asian("cp932", "", 12) + "猫である。№髙".encode("euc_jp", "ignore"),
+        holds="EUC-JP with characters of NEC and JIS X 0212, which has no cells",
+        content=(broken_lines(600, 12) + "±÷°§" * 7 + "猫である。ﾃｽﾄ").encode("euc_jp", "ignore")
+        + b"\xad\xe2\xf9\xa1\x8f\xb0\xa1",
         codings=(2,),
         options={"chunk_tokens": 100},
     ),
     Golden(
         name="big5",
-        holds="Big5",
-        content=east_asian("cp950", "寶玉聽了，不覺心中一動", 13),
+        holds="Big5 with a character that has two cells",
+        content=(broken_lines(600, 13) + "寶玉聽了心中").encode("cp950", "ignore")
+        + b"\xf9\xf9\xa2\xa4 \xfe",
         codings=(2,),
         options={"chunk_tokens": 100},
     ),
     Golden(
         name="euc_kr",
-        holds="EUC-KR with syllables of code page 949",
-        content=east_asian("cp949", "모든 인간은 똠방", 14),
+        holds="EUC-KR with a syllable of code page 949",
+        content=(broken_lines(600, 14) + "모든 인간은 똠방각하").encode("cp949", "ignore"),
         codings=(2,),
         options={"chunk_tokens": 100},
     ),

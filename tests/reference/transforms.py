@@ -23,6 +23,7 @@ ALL = SEGMENTS | JSON_SMALL | JSON_CAPITAL | PERCENT_SMALL | PERCENT_CAPITAL | L
 PLAIN, UTF_16_LE, UTF_16_BE = 0, 1, 2
 EIGHT_BIT_CODECS = {3: "cp1251", 4: "koi8_r", 5: "cp866", 6: "cp1252"}
 SHIFT_JIS, GB18030, EUC_JP, BIG5, EUC_KR = 7, 8, 9, 10, 11
+TWO_BYTE_CODECS = {GB18030: "gb18030", BIG5: "cp950", EUC_KR: "cp949"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +158,9 @@ def _cells(charset: int) -> dict[int, bytes]:
                 elif charset == EUC_JP:
                     text = _of_euc_jp(first, second)
                 else:
-                    text = cell.decode({GB18030: "gb18030", BIG5: "cp950", EUC_KR: "cp949"}[charset])
+                    text = cell.decode(
+                        {GB18030: "gb18030", BIG5: "cp950", EUC_KR: "cp949"}[charset]
+                    )
             except UnicodeDecodeError:
                 continue
             if len(text) == 1:
