@@ -1,8 +1,9 @@
 """Character sets other than UTF-8: bytes to UTF-8 and back.
 
 Every mapping is total and one to one, so that no byte of a frame forbids it: a byte without a
-character of its own stands for the control character of its number, a surrogate of UTF-16
-without its partner is written in UTF-8 as if it were a character (WTF-8).
+character of its own stands for the control character of its number, or for a lone surrogate in
+the sets of two bytes; a surrogate without its partner is written in UTF-8 as if it were a
+character (WTF-8).
 
 Source: FORMAT.md, "Character sets"; WHATWG Encoding Standard, indexes of single-byte encodings.
 """
@@ -15,6 +16,8 @@ import codecs
 from enum import IntEnum
 from functools import cache
 from typing import Any
+
+from archiver.text.double_byte import double_byte_set
 
 
 class UnmappableError(ValueError):
@@ -31,6 +34,11 @@ class Charset(IntEnum):
     KOI8_R = 4
     IBM_866 = 5
     WINDOWS_1252 = 6
+    SHIFT_JIS = 7
+    GB18030 = 8
+    EUC_JP = 9
+    BIG5 = 10
+    EUC_KR = 11
 
     @property
     def label(self) -> str:
@@ -39,6 +47,13 @@ class Charset(IntEnum):
 
 
 UTF_16 = {Charset.UTF_16_LE: "utf-16-le", Charset.UTF_16_BE: "utf-16-be"}
+DOUBLE_BYTE = {
+    Charset.SHIFT_JIS: "shift_jis",
+    Charset.GB18030: "gb18030",
+    Charset.EUC_JP: "euc_jp",
+    Charset.BIG5: "big5",
+    Charset.EUC_KR: "euc_kr",
+}
 
 _CYRILLIC = "".join(map(chr, range(0x410, 0x450)))  # capitals, then small letters
 _KOI8_LETTERS = "юабцдефгхийклмнопярстужвьызшэщчъ"
@@ -79,6 +94,8 @@ def to_utf8(charset: Charset, content: bytes) -> bytes:
         assert len(content) % 2 == 0
         text = content.decode(UTF_16[charset], "surrogatepass")
         return text.encode("utf-8", "surrogatepass")
+    if charset in DOUBLE_BYTE:
+        return double_byte_set(DOUBLE_BYTE[charset]).to_utf8(content)
     return codecs.charmap_decode(content, "strict", _characters(charset))[0].encode()
 
 
@@ -94,6 +111,8 @@ def from_utf8(charset: Charset, text: bytes) -> bytes:
         if charset in UTF_16:
             characters = text.decode("utf-8", "surrogatepass")
             return characters.encode(UTF_16[charset], "surrogatepass")
+        if charset in DOUBLE_BYTE:
+            return double_byte_set(DOUBLE_BYTE[charset]).from_utf8(text)
         return codecs.charmap_encode(text.decode(), "strict", _bytes_of_characters(charset))[0]
     except UnicodeError as error:
         raise UnmappableError(f"its text cannot be that of {charset.label}") from error

@@ -14,6 +14,10 @@ from tests.reference.transforms import read_fields
 KNOWN = {
     "20 ac 02": (Transforms(swaps=Swap.LINE_ENDS), 300),
     "01 ac 02 01 03": (Transforms(charsets=(Charset.WINDOWS_1251,)), 300),
+    "01 ac 02 02 07 0b c8 01": (
+        Transforms(charsets=(Charset.SHIFT_JIS, Charset.EUC_KR), cuts=(200,)),
+        300,
+    ),
     "25 ac 02 03 01 00 04 c8 01 01": (
         Transforms(
             charsets=(Charset.UTF_16_LE, Charset.PLAIN, Charset.KOI8_R),
@@ -49,7 +53,7 @@ def test_known_fields(digits: str) -> None:
         ("01 05 00", "0 segments"),
         ("01 05 81 20", "4097 segments"),
         ("01 05 03 00 01", "its segments are cut off"),
-        ("01 05 01 07", "an unknown character set .7 is not a valid Charset"),
+        ("01 05 01 0c", "an unknown character set .12 is not a valid Charset"),
         ("01 05 02 00 01", "a variable-length integer is cut off"),
         ("01 05 02 00 01 80", "a variable-length integer is cut off"),
     ],

@@ -9,6 +9,7 @@ import re
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import archiver.errors
@@ -26,10 +27,12 @@ from archiver.container.layout import (
 from archiver.steering import files
 from archiver.steering.priors import PriorKind, ScalesPrior
 from archiver.text import transforms
-from archiver.text.charsets import UPPER_HALVES, Charset
+from archiver.text.charsets import DOUBLE_BYTE, UPPER_HALVES, Charset
+from archiver.text.double_byte import table
 from archiver.text.transforms import Swap
 
 TEXT = (Path(layout.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
+TABLE_HASH = "SHA-256 of the table"
 UPPER_HALF_HASH = "SHA-256 of the upper half"
 MODULES = (layout, trailer, transforms)
 STRUCT_CODES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
@@ -198,6 +201,16 @@ def test_character_sets_agree() -> None:
     for charset, upper_half in UPPER_HALVES.items():
         expected[charset] = hashlib.sha256(upper_half.encode()).hexdigest()
     assert sets == {charset.name: (charset, digest) for charset, digest in expected.items()}
+
+
+def test_tables_of_sets_of_two_bytes_agree() -> None:
+    [rows] = tables("Sets of two bytes")
+    found = {row["character set"]: (int(row["cells"]), row[TABLE_HASH]) for row in rows}
+    expected = {}
+    for charset, name in DOUBLE_BYTE.items():
+        digest = hashlib.sha256(table(name).astype("<u2").tobytes()).hexdigest()
+        expected[charset.name] = (np.count_nonzero(table(name)), digest)
+    assert found == expected
 
 
 @pytest.mark.parametrize("title", ["Predictor", "Predictor frame payload"])

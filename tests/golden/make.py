@@ -216,6 +216,45 @@ GOLDENS = [
         options={"chunk_tokens": 100},
     ),
     Golden(
+        name="shift_jis",
+        holds="Shift-JIS with half-width katakana, a user's character and stray bytes",
+        content=(broken_lines(600, 10) + "猫である。ﾃｽﾄ\ue000").encode("cp932", "ignore")
+        + b"\x82 \xfd \xed\x40\n\x88",
+        codings=(2,),
+        options={"chunk_tokens": 100},
+    ),
+    Golden(
+        name="gb18030",
+        holds="GB18030 with characters of four bytes, the first and last character cut",
+        content=("不" + broken_lines(600, 11) + "觉\xf1\ue7c7\U0001f600一").encode("gb18030")[1:-1]
+        + b"\xff\x84\x31\xa4\x38\x81\x30\x81",
+        codings=(2,),
+        options={"chunk_tokens": 100},
+    ),
+    Golden(
+        name="euc_jp",
+        holds="EUC-JP with characters of NEC and JIS X 0212, which has no cells",
+        content=(broken_lines(600, 12) + "±÷°§" * 7 + "猫である。ﾃｽﾄ").encode("euc_jp", "ignore")
+        + b"\xad\xe2\xf9\xa1\x8f\xb0\xa1",
+        codings=(2,),
+        options={"chunk_tokens": 100},
+    ),
+    Golden(
+        name="big5",
+        holds="Big5 with a character that has two cells",
+        content=(broken_lines(600, 13) + "寶玉聽了心中").encode("cp950", "ignore")
+        + b"\xf9\xf9\xa2\xa4 \xfe",
+        codings=(2,),
+        options={"chunk_tokens": 100},
+    ),
+    Golden(
+        name="euc_kr",
+        holds="EUC-KR with a syllable of code page 949",
+        content=(broken_lines(600, 14) + "모든 인간은 똠방각하").encode("cp949", "ignore"),
+        codings=(2,),
+        options={"chunk_tokens": 100},
+    ),
+    Golden(
         name="swaps",
         holds="escapes of JSON, percent-encoding, CRLF: three swaps",
         content=json.dumps(line_of(200, 9).decode("utf-8", "ignore")).encode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from tests.reference.container import MalformedError, read_varint
 
@@ -21,6 +22,8 @@ ALL = SEGMENTS | JSON_SMALL | JSON_CAPITAL | PERCENT_SMALL | PERCENT_CAPITAL | L
 
 PLAIN, UTF_16_LE, UTF_16_BE = 0, 1, 2
 EIGHT_BIT_CODECS = {3: "cp1251", 4: "koi8_r", 5: "cp866", 6: "cp1252"}
+SHIFT_JIS, GB18030, EUC_JP, BIG5, EUC_KR = 7, 8, 9, 10, 11
+TWO_BYTE_CODECS = {GB18030: "gb18030", BIG5: "cp950", EUC_KR: "cp949"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,7 @@ def read_fields(payload: bytes, offset: int, content_bytes: int) -> Fields:
         if not 1 <= count <= LARGEST_SEGMENTS or offset + count > len(payload):
             raise MalformedError(f"{count} segments")
         charsets = payload[offset : offset + count]
-        if max(charsets) > max(EIGHT_BIT_CODECS):
+        if max(charsets) > EUC_KR:
             raise MalformedError("a character set is unknown")
         offset += count
         for charset in charsets[:-1]:
@@ -108,6 +111,8 @@ def _in_charset(charset: int, segment: bytes) -> bytes:
         order = "little" if charset == UTF_16_LE else "big"
         units = [unit for number in _with_surrogates(segment) for unit in _utf_16(number)]
         return b"".join(unit.to_bytes(2, order) for unit in units)
+    if charset >= SHIFT_JIS:
+        return b"".join(_bytes_of(charset, number) for number in _with_surrogates(segment))
     table = {_character(EIGHT_BIT_CODECS[charset], byte): byte for byte in range(256)}
     assert len(table) == 256
     try:
@@ -123,6 +128,66 @@ def _character(codec: str, byte: int) -> str:
         return chr(byte)
 
 
+def _bytes_of(charset: int, number: int) -> bytes:
+    """A character, or a stray byte, in a set of two bytes."""
+    if number < 0x80:
+        return bytes([number])
+    if 0xDC80 <= number <= 0xDCFF:
+        return bytes([number - 0xDC00])
+    if charset == SHIFT_JIS and 0xFF61 <= number <= 0xFF9F:
+        return bytes([number - 0xFF61 + 0xA1])
+    cells = _cells(charset)
+    if number in cells:
+        return cells[number]
+    if charset != GB18030 or 0xD800 <= number <= 0xDFFF:
+        raise MalformedError(f"a segment is not of character set {charset}")
+    n = number - 0x10000 + 189000 if number >= 0x10000 else _without_cell()[number]
+    return bytes([n // 12600 + 0x81, n // 1260 % 10 + 0x30, n // 10 % 126 + 0x81, n % 10 + 0x30])
+
+
+@cache
+def _cells(charset: int) -> dict[int, bytes]:
+    """The cell of each character that has one."""
+    cells: dict[int, bytes] = {}
+    for first in range(0x81, 0xFF):
+        for second in range(0x40, 0xFF):
+            cell = bytes([first, second])
+            try:
+                if charset == SHIFT_JIS:
+                    text = "" if first in (0xED, 0xEE) else cell.decode("cp932")
+                elif charset == EUC_JP:
+                    text = _of_euc_jp(first, second)
+                else:
+                    text = cell.decode(
+                        {GB18030: "gb18030", BIG5: "cp950", EUC_KR: "cp949"}[charset]
+                    )
+            except UnicodeDecodeError:
+                continue
+            if len(text) == 1:
+                cells.setdefault(ord(text), cell)
+    return cells
+
+
+def _of_euc_jp(first: int, second: int) -> str:
+    if first == 0x8E and 0xA1 <= second <= 0xDF:
+        return bytes([second]).decode("cp932")
+    if first < 0xA1 or second < 0xA1:
+        return ""
+    p = 94 * (first - 0xA1) + second - 0xA1
+    high = p // 188 + (0x81 if p // 188 < 31 else 0xC1)
+    low = p % 188 + (0x40 if p % 188 < 63 else 0x41)
+    return bytes([high, low]).decode("cp932")
+
+
+@cache
+def _without_cell() -> dict[int, int]:
+    """The number of each character below U+10000 that has four bytes in GB18030."""
+    surrogates = range(0xD800, 0xE000)
+    cells = _cells(GB18030)
+    others = [n for n in range(0x80, 0x10000) if n not in cells and n not in surrogates]
+    return {character: index for index, character in enumerate(others)}
+
+
 def _with_surrogates(segment: bytes) -> Iterator[int]:
     """The code points of UTF-8 that may have surrogates."""
     at = 0
@@ -136,7 +201,7 @@ def _with_surrogates(segment: bytes) -> Iterator[int]:
                 yield ord(part.decode())
                 break
         else:
-            raise MalformedError("a segment of UTF-16 is not UTF-8")
+            raise MalformedError("a segment is not UTF-8")
         at += size
 
 

@@ -43,11 +43,19 @@ def test_latin_1_differs_from_windows_1252_in_controls_only() -> None:
 
 @pytest.mark.parametrize(
     ("charset", "codec"),
-    [*PYTHON_NAMES.items(), (Charset.UTF_16_LE, "utf-16-le"), (Charset.UTF_16_BE, "utf-16-be")],
+    [
+        *PYTHON_NAMES.items(),
+        (Charset.UTF_16_LE, "utf-16-le"),
+        (Charset.UTF_16_BE, "utf-16-be"),
+        (Charset.SHIFT_JIS, "cp932"),
+        (Charset.GB18030, "gb18030"),
+        (Charset.EUC_JP, "euc_jp"),
+        (Charset.EUC_KR, "cp949"),
+    ],
 )
 def test_text_comes_out_in_utf_8(charset: Charset, codec: str) -> None:
     text = "déjà vu, fünf Ärzte\r\n" if charset is Charset.WINDOWS_1252 else RUSSIAN
-    text = text.replace("—", "-") if charset in (Charset.KOI8_R, Charset.IBM_866) else text
+    text = text if charset in (Charset.WINDOWS_1251, *UTF_16) else text.replace("—", "-")
     assert to_utf8(charset, text.encode(codec)) == text.encode()
     assert from_utf8(charset, text.encode()) == text.encode(codec)
 
@@ -90,12 +98,20 @@ def test_any_bytes_come_back(charset: Charset, content: bytes) -> None:
         (Charset.WINDOWS_1251, b"\x98"),
         (Charset.WINDOWS_1251, b"\xd0"),
         (Charset.WINDOWS_1251, b"\xed\xa0\x80"),
+        (Charset.SHIFT_JIS, "é"),
+        (Charset.SHIFT_JIS, "\U0001f600"),
+        (Charset.EUC_JP, "\ue000"),
+        (Charset.BIG5, "あ\udc7f"),
+        (Charset.EUC_KR, b"\xed\xa0\x80"),
+        (Charset.GB18030, b"\xed\xb4\x80"),
+        (Charset.GB18030, b"\xed\xa0\x80\xed\xb2\x80"),
+        (Charset.GB18030, b"\x81"),
         (Charset.UTF_16_LE, b"\xd0"),
         (Charset.UTF_16_BE, b"\xc0\x80"),
         (Charset.UTF_16_BE, b"\xf4\x90\x80\x80"),
     ],
 )
 def test_what_is_not_in_a_set_is_refused(charset: Charset, text: str | bytes) -> None:
-    data = text if isinstance(text, bytes) else text.encode()
+    data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     with pytest.raises(UnmappableError, match=f"its text cannot be that of {charset.label}"):
         from_utf8(charset, data)

@@ -18,7 +18,14 @@ from archiver.text.framing import bytes_of, symbols_of
 from archiver.text.tokenizer import TextTokenizer
 from archiver.text.transforms import Span
 from archiver.text.vocabulary import Vocabulary
-from tests.text.test_detection import GERMAN, RUSSIAN
+from tests.text.test_detection import (
+    CHINESE,
+    GERMAN,
+    JAPANESE,
+    KOREAN,
+    RUSSIAN,
+    TAIWANESE,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -117,6 +124,11 @@ def test_hard_contents_come_back(
         (RUSSIAN, "utf-16", Charset.UTF_16_LE),
         (GERMAN, "utf-16-be", Charset.UTF_16_BE),
         (GERMAN * 2, "latin-1", Charset.WINDOWS_1252),
+        (JAPANESE, "cp932", Charset.SHIFT_JIS),
+        (JAPANESE, "euc_jp", Charset.EUC_JP),
+        (CHINESE, "gb18030", Charset.GB18030),
+        (TAIWANESE, "cp950", Charset.BIG5),
+        (KOREAN, "cp949", Charset.EUC_KR),
     ],
 )
 def test_character_sets_are_found(

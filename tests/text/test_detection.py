@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from archiver.text.charsets import UTF_16, Charset
+from archiver.text.charsets import DOUBLE_BYTE, UTF_16, Charset
 from archiver.text.detection import SWITCH_SYMBOLS, _cheapest_path, charset_spans
+from archiver.text.framing import symbols_of
 from archiver.text.transforms import LARGEST_SEGMENTS, Span, transform
 from tests.support.tiny_vocabulary import plain_vocabulary
 
@@ -26,14 +27,32 @@ GERMAN = (
     "Im äußeren Hof standen die Bäume noch kahl, während über den Dächern schon die ersten "
     "Schwalben kreisten; für die Gäste hatte man Stühle an die südliche Mauer gerückt.\r\n"
 )
+JAPANESE = (
+    "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。何でも薄暗いじめじめした所で"
+    "ニャーニャー泣いていた事だけは記憶している。<b>吾輩</b>はここで始めて人間というものを見た。\r\n"
+)
+CHINESE = (
+    "宝玉听了不觉心中一动便说道这个妹妹我曾见过的。贾母笑道可又是胡说你又何曾见过他。"
+    "我们今天在<b>北京</b>召开会议讨论经济发展和技术创新的问题。\r\n"
+)
+TAIWANESE = (
+    "寶玉聽了不覺心中一動便說道這個妹妹我曾見過的。賈母笑道可又是胡說你又何曾見過他。"
+    "我們今天在<b>台北</b>召開會議討論經濟發展和技術創新的問題。\r\n"
+)
+KOREAN = (
+    "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. 인간은 천부적으로 "
+    "이성과 <b>양심</b>을 부여받았으며 서로 형제애의 정신으로 행동하여야 한다.\r\n"
+)
 ENGLISH = "It was the best of times, it was the worst of times; all 1905 of them.\r\n"
 
 _SMALL = [chr(letter) for letter in range(0x430, 0x450)]
 _PAIRS = ["".join(pair) for pair in itertools.product(_SMALL, _SMALL)]
 _WORDS = [f" {word}" for word in (ENGLISH + GERMAN).split()]
+# Korean is not among them: each of its syllables is three symbols.
+_FREQUENT = sorted({*JAPANESE, *CHINESE, *TAIWANESE} - set(map(chr, range(128))))
 TOKENS = [
     *(bytes([byte]) for byte in range(256) if byte not in (0xC0, 0xC1, *range(0xF5, 0x100))),
-    *(token.encode() for token in (*_PAIRS, *_WORDS, *"äöüßé")),
+    *(token.encode() for token in (*_PAIRS, *_WORDS, *"äöüßé", *_FREQUENT)),
 ]
 IDS = {token: number for number, token in enumerate(TOKENS)}
 LONGEST = max(map(len, TOKENS))
@@ -82,6 +101,11 @@ def spans_of(content: bytes) -> list[tuple[Charset, int]]:
         (GERMAN, "cp1252", Charset.WINDOWS_1252),
         (GERMAN, "utf-16-le", Charset.UTF_16_LE),
         (ENGLISH, "utf-16-be", Charset.UTF_16_BE),
+        (JAPANESE, "cp932", Charset.SHIFT_JIS),
+        (JAPANESE, "euc_jp", Charset.EUC_JP),
+        (CHINESE, "gb18030", Charset.GB18030),
+        (TAIWANESE, "cp950", Charset.BIG5),
+        (KOREAN, "cp949", Charset.EUC_KR),
     ],
 )
 @pytest.mark.parametrize("count", [2, 9])
@@ -107,6 +131,65 @@ def test_utf_16_may_begin_and_end_in_the_middle_of_a_unit(codec: str, charset: C
     assert spans_of(content[1:-1]) == [
         (Charset.PLAIN, 1), (charset, units - 2), (Charset.PLAIN, 1),
     ]  # fmt: skip
+
+
+DOUBLE_BYTE_TEXTS = [
+    (JAPANESE, "cp932", Charset.SHIFT_JIS),
+    (JAPANESE, "euc_jp", Charset.EUC_JP),
+    (CHINESE, "gb18030", Charset.GB18030),
+    (TAIWANESE, "cp950", Charset.BIG5),
+    (KOREAN, "cp949", Charset.EUC_KR),
+]
+
+
+@pytest.mark.parametrize(("text", "codec", "charset"), DOUBLE_BYTE_TEXTS)
+@pytest.mark.parametrize("cut", [1, 20, 37])
+def test_text_of_two_bytes_shrinks_to_what_utf_8_takes(
+    text: str, codec: str, charset: Charset, cut: int
+) -> None:
+    """Also from the second byte of a character, if that is where the frame was cut."""
+    content = (text * 4).encode(codec)[cut:-1]
+    found = charset_spans(content, VOCABULARY, LongestTokens())
+    transformed, transforms = transform(content, found)
+    assert transforms.undo(transformed, len(content)) == content
+    symbols = symbols_of(transformed, VOCABULARY, LongestTokens())
+    expected = symbols_of((text * 4).replace("\r\n", "\n").encode(), VOCABULARY, LongestTokens())
+    assert sum(map(len, symbols.escapes)) <= 8
+    assert len(symbols.ranks) <= 1.02 * len(expected.ranks)
+
+
+@pytest.mark.parametrize(("text", "codec", "charset"), DOUBLE_BYTE_TEXTS[1:4])
+@pytest.mark.parametrize("begin", [0, 1])
+def test_text_without_ascii_may_begin_in_the_middle_of_a_character(
+    text: str, codec: str, charset: Charset, begin: int
+) -> None:
+    letters = "".join(letter for letter in text if letter > "\x7f") * 9
+    content = letters.encode(codec)[begin:]
+    expected = [(Charset.PLAIN, 1)] * begin + [(charset, len(content) - begin)]
+    assert spans_of(content) == expected
+
+
+def test_a_part_in_a_set_of_two_bytes_ends_with_a_character() -> None:
+    parts = [
+        (Charset.WINDOWS_1251, (RUSSIAN * 8).encode("cp1251")),
+        (Charset.GB18030, (CHINESE * 19).encode("gb18030")),
+        (Charset.UTF_16_LE, (RUSSIAN * 8).encode("utf-16-le")),
+        (Charset.SHIFT_JIS, (JAPANESE * 19).encode("cp932")),
+    ]
+    content = b"".join(part for _, part in parts)
+    found = charset_spans(content, VOCABULARY, LongestTokens())
+    long = [span.charset for span in found if span.content_bytes > 512]
+    assert long == [charset for charset, _ in parts]
+    transformed, transforms = transform(content, found)
+    assert transforms.undo(transformed, len(content)) == content
+
+
+@pytest.mark.parametrize("text", [RUSSIAN, GERMAN, RUSSIAN.upper(), RUSSIAN.replace(" ", "")])
+@pytest.mark.parametrize("codec", ["cp1251", "koi8-r", "cp866", "cp1252"])
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_other_text_is_not_taken_for_east_asian(text: str, codec: str, count: int) -> None:
+    content = (text * count).encode(codec, "ignore")
+    assert not {charset for charset, _ in spans_of(content)} & set(DOUBLE_BYTE)
 
 
 def test_parts_of_a_content_have_sets_of_their_own() -> None:

@@ -1,0 +1,1 @@
+"""Tables of the character sets of two bytes; see `archiver.text.double_byte`."""
