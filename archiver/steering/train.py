@@ -182,6 +182,11 @@ class Trainer:
         )
 
     @property
+    def used_s(self) -> float:
+        """How long it has trained, resumed runs included."""
+        return self._used_s
+
+    @property
     def state(self) -> TrainingState:
         """Where the training is."""
         return TrainingState(
