@@ -332,8 +332,8 @@ def steering(
     file: Path, texts: Path, output: Path, model: str | None, threads: int | None, show: bool
 ) -> None:
     """Run an experiment on steering vectors; what its record holds already is not run again."""
+    from archiver.errors import ArchiverError
     from archiver.options import DEFAULT_MODEL
-    from benchmarks.runner import JobError
     from benchmarks.steering.charts import draw
     from benchmarks.steering.experiment import ExperimentError, read_experiment
     from benchmarks.steering.record import read_record, record_path, run_experiment
@@ -356,7 +356,7 @@ def steering(
                     experiment, folder=texts, output=output, model=model or DEFAULT_MODEL,
                     threads=threads, progress=report,
                 )  # fmt: skip
-    except (ExperimentError, JobError) as error:
+    except (ExperimentError, ArchiverError) as error:
         raise click.ClickException(str(error)) from error
     if record["sessions"]:
         _warn_if_busy(record["sessions"][-1])

@@ -1,6 +1,6 @@
 """llmzip as the archives of an experiment are made by it, and what is known of their vectors.
 
-Every function here runs in a fresh process.
+The programs and `train` run in fresh processes.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ from typing import Any
 from benchmarks.compare import warm_up
 from benchmarks.environment import describe_environment
 from benchmarks.records import SCHEMA_VERSION, LlmzipSettings, write_json
-from benchmarks.runner import run_job, temporary_folder
+from benchmarks.runner import temporary_folder
 from benchmarks.steering.cases import Bench, Row, key_of
 from benchmarks.steering.experiment import Experiment, ExperimentError, Texts
+from benchmarks.steering.programs import model_identity
 
 KEPT_SUFFIX = ".kept"
 
@@ -42,7 +43,7 @@ def run_experiment(
 
     Raises:
         ExperimentError: a text is missing, or the record is of another experiment.
-        JobError: the model cannot be had.
+        ModelError: the model cannot be had.
     """
     texts = Texts(experiment, folder)
     cases = [
@@ -52,8 +53,8 @@ def run_experiment(
     ]
     path = record_path(output, experiment)
     with temporary_folder() as name:
-        job = run_job("benchmarks.steering.programs:model_identity", {"model": model}, Path(name))
-        record = _begun(path, experiment.title, experiment.as_dict() | {"model": job.value})
+        identity = experiment.as_dict() | {"model": model_identity(model)}
+        record = _begun(path, experiment.title, identity)
         known = {key_of(row["case"]): row for row in record["rows"] if row["verified"]}
         keys = [key_of(case.as_dict()) for case in cases]
         record["rows"] = [known[key] for key in keys if key in known]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import hashlib
 import json
 import math
+import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,12 @@ from archiver.predict.package import ModelPackage
 from archiver.steering import quantizers
 from archiver.steering.bodies import base_vectors, encode_body
 from archiver.steering.priors import Base
+from benchmarks import compare, runner
 from benchmarks.__main__ import main
 from benchmarks.environment import REPOSITORY
-from benchmarks.records import LlmzipSettings
-from benchmarks.steering import programs
+from benchmarks.records import LlmzipSettings, Usage
+from benchmarks.runner import JobError, JobReport
+from benchmarks.steering import cases, programs
 from benchmarks.steering.charts import draw
 from benchmarks.steering.experiment import ExperimentError, read_experiment
 from benchmarks.steering.plans import PLANS
@@ -49,6 +55,26 @@ def run(path: Path, *more: object) -> Result:
         path.parent / "out", *more,
     ]  # fmt: skip
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs without processes of their own, which take seconds to start."""
+
+    def run_here(target: str, arguments: dict[str, Any], folder: Path) -> JobReport:
+        module, _, name = target.partition(":")
+        began_s = time.perf_counter()
+        try:
+            with contextlib.chdir(folder):
+                value = getattr(import_module(module), name)(**json.loads(json.dumps(arguments)))
+        except Exception as error:
+            raise JobError(f"{type(error).__name__}: {error}") from error
+        wall_s = time.perf_counter() - began_s
+        usage = Usage(wall_s=wall_s, cpu_s=wall_s, process_wall_s=wall_s, peak_bytes=1)
+        return JobReport(value=json.loads(json.dumps(value)), usage=usage)
+
+    for module in (runner, cases, compare):
+        monkeypatch.setattr(module, "run_job", run_here)
 
 
 def record_of(path: Path) -> dict[str, Any]:
@@ -177,7 +203,7 @@ def test_pieces_are_archives_of_their_own(tiny: ModelPackage, tmp_path: Path) ->
     for begin in range(0, len(TEXT), 300):
         (tmp_path / "piece").write_bytes(TEXT[begin : begin + 300])
         alone.append(SteeredLlmzip().compress(tmp_path / "piece", target, settings)["parts"])
-    pieces = LlmzipSettings(**{**settings_dict(settings), "frame_bytes": 300})
+    pieces = dataclasses.replace(settings, frame_bytes=300)
     said = LlmzipPieces().compress(source, target, pieces)
     assert said["pieces"] == len(alone) == 2
     for name in ("payload_bytes", "side_information_bytes"):
@@ -185,12 +211,6 @@ def test_pieces_are_archives_of_their_own(tiny: ModelPackage, tmp_path: Path) ->
     assert sum(said["parts"].values()) == target.stat().st_size
     LlmzipPieces().decompress(target, decoded, pieces)
     assert decoded.read_bytes() == TEXT
-
-
-def settings_dict(settings: LlmzipSettings) -> dict[str, Any]:
-    import dataclasses
-
-    return dataclasses.asdict(settings)
 
 
 def test_facts_of_vectors(tiny: ModelPackage) -> None:
@@ -231,6 +251,17 @@ def test_choosing_is_timed(
 # --- whole experiments --------------------------------------------------------------------------
 
 
+def test_archives_are_made_and_decoded_in_fresh_processes(
+    tiny: ModelPackage, tmp_path: Path
+) -> None:
+    found = run(experiment(tmp_path, "kinds", 'steering = ["random:2"]\n'))
+    assert found.exit_code == 0, found.output
+    (made,) = record_of(tmp_path / "tried.toml")["rows"]
+    assert made["verified"]
+    assert made["compress"]["process_wall_s"] > made["compress"]["wall_s"] > 0
+
+
+@pytest.mark.usefixtures("in_process")
 def test_a_run_and_its_rerun(tiny: ModelPackage, tmp_path: Path) -> None:
     path = experiment(
         tmp_path, "kinds", 'steering = ["none", "random:2", "fixed:The best of times"]\n'
@@ -287,6 +318,7 @@ def test_the_record_of_another_experiment_is_left_alone(tiny: ModelPackage, tmp_
     assert kept.read_text() == "{"
 
 
+@pytest.mark.usefixtures("in_process")
 def test_priors_share_one_training(tiny: ModelPackage, tmp_path: Path) -> None:
     """The text is long enough to train on; nobody asks whether zstd would do better."""
     content = line_of(40_000, 1)
@@ -305,6 +337,7 @@ def test_priors_share_one_training(tiny: ModelPackage, tmp_path: Path) -> None:
     assert kept == {".checkpoint", ".steer"}
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_training_that_fails_is_reported(tiny: ModelPackage, tmp_path: Path) -> None:
     path = experiment(
         tmp_path, "halves", 'vectors = 2\nsteps = 2\nseed = 0\nprior = "gaussian"\nbins = 7\n'
