@@ -34,9 +34,9 @@ VECTORS_BY_DEFAULT = 4  # to train where there are none to begin with
 
 Steering = tuple[SteeringSection, SoftPrompt]
 
-# Trying one candidate takes this part of the time that coding the text takes, but for short
+# Trying all candidates takes this part of the time that coding the text takes, but for short
 # texts, whose extracts would say nothing.
-_TRIAL_PART = 160
+_TRIALS_PART = 32
 _TRIAL_BYTES_MIN = 256
 _TRIAL_BYTES_MAX = 1 << 14
 _PIECE_BYTES = 512
@@ -142,7 +142,7 @@ def best_built_in(package: ModelPackage, codec: FrameCodec, sample: bytes) -> St
         for name in files.BUILT_IN
         if files.built_in_file(name).package_fingerprint == package.fingerprint_bytes
     ]
-    extract = extract_of(sample)
+    extract = extract_of(sample, 1 + len(candidates))
     if not candidates or not extract or not codec.worth_trying(sample):
         return None
     trial = codec.steered(None, _TRIAL_CHUNKING)
@@ -164,12 +164,17 @@ def _header_bytes(section: SteeringSection) -> int:
     return len(encode_header(Header(steering=section))) - len(encode_header(Header()))
 
 
-def extract_of(sample: bytes) -> bytes:
-    """Return some pieces of a text, spread over it; a small part of it, or all if it is short."""
-    wanted = min(max(len(sample) // _TRIAL_PART, _TRIAL_BYTES_MIN), _TRIAL_BYTES_MAX)
+def extract_of(sample: bytes, trials: int) -> bytes:
+    """Return some pieces of a text, spread over it, or all of it if it is short.
+
+    Args:
+        trials: how many times they will be coded; the more, the fewer there are.
+    """
+    part_bytes = len(sample) // (_TRIALS_PART * trials)
+    wanted = min(max(part_bytes, _TRIAL_BYTES_MIN), _TRIAL_BYTES_MAX)
     if len(sample) <= wanted:
         return sample
-    count = -(-wanted // _PIECE_BYTES)
+    count = max(1, wanted // _PIECE_BYTES)
     pieces = []
     for number in range(count):
         begin = max(0, len(sample) - _PIECE_BYTES) * (2 * number + 1) // (2 * count)

@@ -24,6 +24,7 @@ from archiver.steering.train import (
     Trainer,
     TrainingSettings,
     TrainingState,
+    usable_texts,
 )
 from archiver.types import Int32Array
 
@@ -105,6 +106,7 @@ def stored_vectors(
     Raises:
         UsageError: the text is too short.
     """
+    usable_texts([ranks])  # before the weights are read
     base: Base | None = None
     beginning = None
     if before is not None and before.kind is SteeringKind.BUILT_IN:
@@ -141,6 +143,7 @@ def steering_file(
             no such prior.
     """
     quantizers.check(settings.prior, settings.bins)
+    usable_texts(texts)
     with _torch_threads(settings.threads):
         trainer = Trainer(
             TrainingModel(package, _device()),

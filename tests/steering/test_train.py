@@ -17,10 +17,11 @@ from archiver.predict import registry
 from archiver.predict.engine import SoftPrompt
 from archiver.predict.kernels import head
 from archiver.predict.package import ModelPackage
-from archiver.steering import files, quantizers
+from archiver.steering import choice, files, quantizers
 from archiver.steering.bodies import base_vectors, encode_body
 from archiver.steering.llama import TrainingModel
 from archiver.steering.priors import Base
+from archiver.steering.sections import built_in_section
 from archiver.steering.sources import random_vectors, resolve
 from archiver.steering.starts import read_start
 from archiver.steering.train import (
@@ -253,6 +254,33 @@ def test_training_never_makes_an_archive_larger(
         archiver.compress(TEXT[:2000], options=options("trained:2:1s"))
 
 
+@pytest.mark.usefixtures("without_zstd")
+def test_where_training_is_allowed_nothing_makes_an_archive_larger(
+    tiny: ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vectors that seem best on an extract, but are not, are found out."""
+    values = np.random.default_rng(5).normal(0, 0.2, (3, 48)).astype(np.float32)
+    quantized = quantizers.gaussian(values, 15)
+    body = encode_body(quantized.codes, quantized.scale, quantized.prior, tiny)
+    file = files.SteeringFile(package_fingerprint=tiny.fingerprint_bytes, body=body)
+    (tmp_path / "bad.steer").write_bytes(file.encode())
+    monkeypatch.setattr(files, "FOLDER", tmp_path)
+    monkeypatch.setattr(files, "BUILT_IN", {"bad": (9, file.fingerprint)})
+    files.built_in_file.cache_clear()
+    section = built_in_section("bad")
+    found = (section, resolve(section, tiny, None))
+    monkeypatch.setattr(choice, "best_built_in", lambda *_: found)
+    text = TEXT[:3000]  # too short to train on
+    plain, bad, guarded = (
+        archiver.compress(text, options=options(steering))
+        for steering in ("none", "bad", "auto:1s")
+    )
+    assert len(bad) > len(plain)
+    assert archiver.compress(text, options=options("auto")) == bad
+    assert guarded == plain
+    files.built_in_file.cache_clear()
+
+
 def test_training_may_begin_as_built_in_vectors(
     tiny: ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,7 +290,6 @@ def test_training_may_begin_as_built_in_vectors(
     monkeypatch.setattr(files, "BUILT_IN", {"mine": (9, file.fingerprint)})
     files.built_in_file.cache_clear()
     from archiver.steering.fit import stored_vectors
-    from archiver.steering.sections import built_in_section
 
     ranks = np.random.default_rng(0).integers(0, 60, 12_000).astype(np.int32)
     before = built_in_section("mine")
