@@ -1,5 +1,10 @@
 """`steering`: what steering vectors save and cost, from one experiment file each.
 
+    python -m benchmarks steering benchmarks/experiments/steering_priors.toml --texts FOLDER
+
+FOLDER holds the texts that the experiment names. The record is written after every archive; the
+same command goes on where it ends, and `--show` shows it as it is.
+
 experiment   an experiment file: texts, settings, and the plan of one kind
 plans        the kinds of experiment: which archives each of them makes
 cases        one archive: trained for, made, decoded in a fresh process

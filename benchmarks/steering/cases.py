@@ -24,7 +24,7 @@ class Bench:
     """Where cases are run.
 
     Attributes:
-        model, threads: llmzip's.
+        model, threads: llmzip's; fingerprint: of the model's package.
         common: settings of every archive, where a case does not have its own.
         kept: a folder for trainings, which the next run may go on with.
         folder: one for everything else.
@@ -32,6 +32,7 @@ class Bench:
 
     texts: Texts
     model: str
+    fingerprint: str
     threads: int | None
     common: LlmzipSettings
     kept: Path
@@ -77,10 +78,11 @@ class Bench:
         """
         fields = dataclasses.asdict(training)
         storing = {name: fields.pop(name) for name in ("prior", "bins")}
-        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+        source = self.texts.file(training.span, self.folder)
+        trained = json.dumps([self.fingerprint, source.sha256, fields], sort_keys=True)
+        digest = hashlib.sha256(trained.encode()).hexdigest()[:16]
         self.kept.mkdir(parents=True, exist_ok=True)
         target = self.kept / f"{digest}-{storing['prior']}-{storing['bins']}{STEERING_SUFFIX}"
-        source = self.texts.file(training.span, self.folder)
         arguments = {
             "source": str(source.path),
             "target": str(target),

@@ -53,8 +53,8 @@ def run_experiment(
     ]
     path = record_path(output, experiment)
     with temporary_folder() as name:
-        identity = experiment.as_dict() | {"model": model_identity(model)}
-        record = _begun(path, experiment.title, identity)
+        identity = model_identity(model)
+        record = _begun(path, experiment.title, experiment.as_dict() | {"model": identity})
         known = {key_of(row["case"]): row for row in record["rows"] if row["verified"]}
         keys = [key_of(case.as_dict()) for case in cases]
         record["rows"] = [known[key] for key in keys if key in known]
@@ -67,7 +67,8 @@ def run_experiment(
         if problem is not None:
             raise ExperimentError(f"llmzip's warm-up failed: {problem}")
         bench = Bench(
-            texts=texts, model=model, threads=threads, common=experiment.llmzip,
+            texts=texts, model=model, fingerprint=identity["package_fingerprint"],
+            threads=threads, common=experiment.llmzip,
             kept=path.with_suffix(KEPT_SUFFIX), folder=Path(name),
         )  # fmt: skip
         rows: dict[str, Row] = dict(known)
