@@ -30,10 +30,19 @@ from archiver.contents import ContentFile
 from archiver.errors import DamagedArchiveError, UsageError
 from archiver.files import SourceLike, TargetLike, open_source, open_target, seekable
 from archiver.frames import FrameDecoder, FrameEncoder, ModelProgress, Progress, cut_frames
-from archiver.options import DEFAULT_MODEL, DEFAULT_TRAINING_S, CompressOptions, check_threads
+from archiver.options import (
+    DEFAULT_BINS,
+    DEFAULT_MODEL,
+    DEFAULT_PRIOR,
+    DEFAULT_TRAINING_S,
+    CompressOptions,
+    check_threads,
+    check_training,
+)
 from archiver.summaries import ArchiveInfo, ArchiveSummary, DecodeSummary, describe
 
 if TYPE_CHECKING:
+    from archiver.steering.fit import TrainingSummary
     from archiver.steering.train import TrainingState
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -317,21 +326,29 @@ def train(
     *,
     model: str = DEFAULT_MODEL,
     vectors: int = 8,
-    time_limit_s: float = DEFAULT_TRAINING_S,
+    steps: int | None = None,
+    time_limit_s: float | None = None,
+    prior: str = DEFAULT_PRIOR,
+    bins: int = DEFAULT_BINS,
     seed: int = 0,
     checkpoint: PathLike | None = None,
     threads: int | None = None,
     overwrite: bool = False,
     report: Callable[[TrainingState], None] | None = None,
     model_progress: ModelProgress | None = None,
-) -> TrainingState:
+) -> TrainingSummary:
     """Make a steering file for texts like these, for `CompressOptions.steering`.
 
     Args:
         sources: the texts, each as `compress` takes it; read into memory.
         target: a path or a binary stream.
         vectors: how many; seed: of every random choice.
-        time_limit_s: how long to train, resumed runs included.
+        steps: how many steps to train; None for as many as there is time for.
+        time_limit_s: how long to train, resumed runs included; None for no limit where there
+            is one of steps, else 15 minutes.
+        prior: how the vectors are stored, one of `options.STEERING_PRIORS`; bins: in how many
+            values a coordinate, 2 to 255. With the checkpoint of a training that is done, its
+            vectors are stored anew.
         checkpoint: where to keep the state; a training that was interrupted goes on from there.
         report: told of the state after every step.
 
@@ -339,14 +356,18 @@ def train(
         What the training came to.
 
     Raises:
-        UsageError: the texts are too short, or the checkpoint is of another training.
+        UsageError: the texts are too short, the checkpoint is of another training, or a number
+            is out of range.
         InputError, OutputError, ModelError: see `archiver.errors`.
     """
     from archiver.predict import registry
-    from archiver.steering.fit import FileSettings, steering_file
+    from archiver.steering.fit import STEPS_MAX, FileSettings, steering_file
     from archiver.steering.texts import TextReader
 
     check_threads(threads)
+    check_training(vectors, steps)
+    if steps is None and time_limit_s is None:
+        time_limit_s = DEFAULT_TRAINING_S
     package = registry.resolve(model, progress=model_progress)
     reader = TextReader(package)
     texts = []
@@ -357,13 +378,16 @@ def train(
         settings = FileSettings(
             vectors=vectors,
             seed=seed,
+            steps=steps or STEPS_MAX,
             limit_s=time_limit_s,
+            prior=prior,
+            bins=bins,
             checkpoint=_path(checkpoint),
             threads=threads,
         )
-        file, state = steering_file(package, texts, settings, report)
+        file, summary = steering_file(package, texts, settings, report)
         writing.write(file.encode())
-    return state
+    return summary
 
 
 # --- look inside ----------------------------------------------------------------------------

@@ -84,6 +84,15 @@ def codec_for_writing(
     return plain.steered(prompt, options.chunking), replace(header, steering=section)
 
 
+def plain_codec(options: CompressOptions, header: Header) -> tuple[FrameCodec, Header]:
+    """Return a codec without steering vectors, and its header."""
+    from archiver.predict import registry
+
+    plain = replace(header, steering=None)
+    package = registry.resolve(options.model)
+    return _opened(plain, package, options.threads, options.chunking), plain
+
+
 def trained_codec(
     options: CompressOptions, header: Header, sample: bytes, model_progress: ModelProgress | None
 ) -> tuple[Codec, Header] | None:
@@ -96,7 +105,7 @@ def trained_codec(
     from archiver.steering.choice import trained
 
     package = registry.resolve(options.model)
-    plain = _opened(replace(header, steering=None), package, options.threads, options.chunking)
+    plain, _ = plain_codec(options, header)
     try:
         section, prompt = trained(options, package, plain, sample, header.steering, model_progress)
     except UsageError:
@@ -246,8 +255,9 @@ class FrameEncoder:
     def _predicted(self, content: bytes, progress: Progress) -> bytes:
         """Return the predictor's payload.
 
-        Where steering vectors may be trained, the first frame decides whether they pay: both
-        codecs code it, and the shorter sum of header and payload counts.
+        Where steering vectors may be trained, the first frame decides whether any pay: it is
+        coded without, with the built-in ones that were chosen, if any, and with trained ones;
+        the shortest sum of header and payload counts.
         """
         codec, header = self._open(content)
         payload = codec.encode(content, progress=progress)
@@ -255,15 +265,15 @@ class FrameEncoder:
         if self._header_is_given or choice.mode is not SteeringMode.AUTO or not choice.training_s:
             return payload
         self._header_is_given = True
-        rival = trained_codec(self._options, header, content, self._model_progress)
-        if rival is not None:
-            shorter = rival[0].encode(content)
-            sizes = [
-                len(encode_header(header)) + len(payload)
-                for header, payload in ((header, payload), (rival[1], shorter))
-            ]
-            if sizes[1] < sizes[0]:
-                self._opened, payload = rival, shorter
+        rivals = [trained_codec(self._options, header, content, self._model_progress)]
+        if header.steering is not None:
+            rivals.append(plain_codec(self._options, header))
+        size = len(encode_header(header)) + len(payload)
+        for rival in rivals:
+            if rival is not None:
+                other = rival[0].encode(content)
+                if (other_size := len(encode_header(rival[1])) + len(other)) < size:
+                    self._opened, payload, size = rival, other, other_size
         return payload
 
     def _open(self, sample: bytes) -> tuple[Codec, Header]:

@@ -24,6 +24,10 @@ SMALLEST_WINDOW_TOKENS = 16
 STEERING_SUFFIX = ".steer"
 DEFAULT_TRAINING_S = 15 * 60.0
 LARGEST_TRAINED_VECTORS = 32
+LARGEST_TRAINING_STEPS = 100_000
+STEERING_PRIORS = ("gaussian", "empirical", "lloyd-max", "scales")
+DEFAULT_PRIOR = "gaussian"
+DEFAULT_BINS = 63  # of a steering file, which is not charged: 5 bits a coordinate
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -50,6 +54,7 @@ class SteeringChoice:
         vectors: how many, for RANDOM and TRAINED.
         seed: for RANDOM.
         training_s: how long to train, for TRAINED, and for AUTO where it is above 0.
+        training_steps: for TRAINED, how many steps to take instead; 0 for as many as that.
     """
 
     mode: SteeringMode
@@ -57,13 +62,15 @@ class SteeringChoice:
     vectors: int = 0
     seed: int = 0
     training_s: float = 0.0
+    training_steps: int = 0
 
     @classmethod
     def parse(cls, text: str) -> SteeringChoice:
         """Return the choice that `text` asks for.
 
         auto | auto:TIME | none | NAME | fixed:TEXT | random:K[:SEED] | trained:K[:TIME] |
-        FILE.steer, where TIME is a number and s, m or h.
+        trained:K:Nsteps | FILE.steer, where TIME is a number and s, m or h. What is trained in
+        a number of steps is the same again on the same machine.
 
         Raises:
             UsageError: it is none of these.
@@ -84,9 +91,12 @@ class SteeringChoice:
             return cls(mode=SteeringMode.RANDOM, vectors=vectors, seed=seed)
         if match := re.fullmatch(r"trained:(\d{1,9})(?::(.+))?", text):
             vectors = int(match[1])
-            seconds = seconds_of(match[2]) if match[2] else DEFAULT_TRAINING_S
-            _check("number of trained vectors", vectors, 1, LARGEST_TRAINED_VECTORS)
-            if seconds:
+            if match_steps := re.fullmatch(r"(\d{1,6})steps", match[2] or ""):
+                steps = int(match_steps[1])
+                check_training(vectors, steps)
+                return cls(mode=SteeringMode.TRAINED, vectors=vectors, training_steps=steps)
+            check_training(vectors, None)
+            if seconds := seconds_of(match[2]) if match[2] else DEFAULT_TRAINING_S:
                 return cls(mode=SteeringMode.TRAINED, vectors=vectors, training_s=seconds)
         elif text and not colon:
             return cls(mode=SteeringMode.NAMED, text=text)
@@ -185,6 +195,17 @@ def check_threads(threads: int | None) -> None:
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, not {threads}")
+
+
+def check_training(vectors: int, steps: int | None) -> None:
+    """Return when so many vectors can be trained, in so many steps.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    _check("number of trained vectors", vectors, 1, LARGEST_TRAINED_VECTORS)
+    if steps is not None:
+        _check("number of steps", steps, 1, LARGEST_TRAINING_STEPS)
 
 
 def _check(what: str, value: int, smallest: int, largest: int) -> None:

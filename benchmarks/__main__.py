@@ -1,4 +1,4 @@
-"""python -m benchmarks files | theory | stepwise | speed | mixer | curve | readme"""
+"""python -m benchmarks files | theory | stepwise | speed | mixer | steering | curve | readme"""
 
 from __future__ import annotations
 
@@ -316,6 +316,59 @@ def mixer(
     if ablate:
         click.echo("\nper cent of the payload more\n" + "\n".join(aligned(parts)))
     click.echo(f"\nrecord {record_path}", err=True)
+
+
+@main.command()
+@click.argument("file", type=_PATH, metavar="EXPERIMENT.toml")
+@click.option("--texts", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              default=Path(), help="Folder where the experiment's texts are.")  # fmt: skip
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path),
+              default=REPOSITORY / "benchmarks" / "results",
+              show_default="benchmarks/results", help="Folder for the record.")  # fmt: skip
+@click.option("--model", help="llmzip's model; the default one if not given.")
+@click.option("--threads", type=click.IntRange(min=1), help="One a core if not given.")
+@click.option("--show", is_flag=True, help="Only show what the record holds.")
+def steering(
+    file: Path, texts: Path, output: Path, model: str | None, threads: int | None, show: bool
+) -> None:
+    """Run an experiment on steering vectors; what its record holds already is not run again."""
+    from archiver.errors import ArchiverError
+    from archiver.options import DEFAULT_MODEL
+    from benchmarks.steering.charts import draw
+    from benchmarks.steering.experiment import ExperimentError, read_experiment
+    from benchmarks.steering.record import read_record, record_path, run_experiment
+    from benchmarks.steering.tables import tables
+
+    try:
+        experiment = read_experiment(file)
+        path = record_path(output, experiment)
+        if show:
+            record = read_record(path)
+        else:
+            with tqdm(unit="archive", leave=False, disable=None) as bar:
+
+                def report(what: str, finished: int, total: int) -> None:
+                    bar.total = total
+                    bar.set_description(what, refresh=False)
+                    bar.update(finished - bar.n)
+
+                *_, record = run_experiment(
+                    experiment, folder=texts, output=output, model=model or DEFAULT_MODEL,
+                    threads=threads, progress=report,
+                )  # fmt: skip
+    except (ExperimentError, ArchiverError) as error:
+        raise click.ClickException(str(error)) from error
+    if record["sessions"]:
+        _warn_if_busy(record["sessions"][-1])
+    click.echo(f"{experiment.title}\n\n{tables(record)}")
+    click.echo(f"\nrecord {path}", err=True)
+    try:
+        if draw(record, path.with_suffix(".png")):
+            click.echo(f"chart  {path.with_suffix('.png')}", err=True)
+    except ImportError:
+        click.echo("no chart: matplotlib is not installed", err=True)
+    if not all(row["verified"] for row in record["rows"]):
+        sys.exit(1)
 
 
 def _inputs(paths: tuple[Path, ...] | list[Path]) -> list[InputFile]:

@@ -6,14 +6,18 @@ programs of the same name: they write the same format and need nothing installed
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from benchmarks.records import LlmzipSettings
+
+if TYPE_CHECKING:
+    from archiver.options import CompressOptions
 
 
 class Competitor(Protocol):
@@ -208,18 +212,8 @@ class Llmzip:
 
     def compress(self, source: Path, target: Path, settings: LlmzipSettings) -> dict[str, Any]:
         import archiver
-        from archiver.levels import DEFAULT_LEVEL
-        from archiver.options import DEFAULT_MODEL, DEFAULT_STEERING
 
-        options = archiver.CompressOptions(
-            model=settings.model or DEFAULT_MODEL,
-            threads=settings.threads,
-            level=settings.level or DEFAULT_LEVEL,
-            window_tokens=settings.window_tokens,
-            mixing=settings.mixing is not False,
-            steering=settings.steering or DEFAULT_STEERING,
-        )
-        archiver.compress(source, target, options=options, overwrite=True)
+        archiver.compress(source, target, options=options_of(settings), overwrite=True)
         return describe_archive(target)
 
     def decompress(self, source: Path, target: Path, settings: LlmzipSettings) -> dict[str, Any]:
@@ -229,13 +223,21 @@ class Llmzip:
         return {}
 
 
-def describe_archive(path: Path) -> dict[str, Any]:
+def options_of(settings: LlmzipSettings) -> CompressOptions:
+    """Return the options of a compression; what the settings leave open is at its default."""
+    from archiver.options import CompressOptions
+
+    given = dataclasses.asdict(settings)
+    return CompressOptions(**{name: value for name, value in given.items() if value is not None})
+
+
+def describe_archive(source: Path | bytes) -> dict[str, Any]:
     """Return what an llmzip archive says of itself, and the size of the model behind it."""
     import archiver
     from archiver.predict import registry
 
-    info = archiver.info(path)
-    side_bytes = int(getattr(info, "side_information_bytes", 0))
+    info = archiver.info(source)
+    side_bytes = 0 if info.steering is None else info.steering.side_information_bytes
     counts: dict[str, int] = {}
     for frame in info.frames:
         counts[frame.coding] = counts.get(frame.coding, 0) + 1
@@ -247,6 +249,8 @@ def describe_archive(path: Path) -> dict[str, Any]:
         },
         "frames": counts,
     }
+    if info.steering is not None:
+        said["steering"] = dataclasses.asdict(info.steering)
     if info.predictor is not None:
         package = registry.resolve_fingerprint(info.predictor.package_fingerprint)
         said |= {

@@ -18,7 +18,7 @@ _ABSOLUTE_PATH = re.compile(r"(?<![\w.~])(?:[A-Za-z]:)?(?:[/\\][^\s/\\:'\"]+)+[/
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlmzipSettings:
-    """How llmzip is run; None leaves a setting at llmzip's default."""
+    """How llmzip is run: fields of `CompressOptions`; None leaves one at llmzip's default."""
 
     model: str | None = None
     threads: int | None = None
@@ -26,6 +26,9 @@ class LlmzipSettings:
     window_tokens: int | None = None
     mixing: bool | None = None
     steering: str | None = None
+    embed_steering: bool | None = None
+    chunk_tokens: int | None = None
+    frame_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,13 +9,17 @@ import click
 from archiver.commands.arguments import Duration, reporting_options, threads_option
 from archiver.commands.console import Reporter
 from archiver.options import (
+    DEFAULT_BINS,
     DEFAULT_MODEL,
-    DEFAULT_TRAINING_S,
+    DEFAULT_PRIOR,
     LARGEST_TRAINED_VECTORS,
+    LARGEST_TRAINING_STEPS,
+    STEERING_PRIORS,
     STEERING_SUFFIX,
 )
 
 if TYPE_CHECKING:
+    from archiver.steering.fit import TrainingSummary
     from archiver.steering.train import TrainingState
 
 
@@ -33,8 +37,20 @@ if TYPE_CHECKING:
     show_default=True, help="How many vectors; each takes time in every stream.",
 )  # fmt: skip
 @click.option(
-    "--time-limit", type=Duration(), default=DEFAULT_TRAINING_S, show_default="15m",
+    "--time-limit", type=Duration(), show_default="15m, or none with --steps",
     help="How long to train, resumed runs included: 90s, 15m, 2h.",
+)  # fmt: skip
+@click.option(
+    "--steps", type=click.IntRange(1, LARGEST_TRAINING_STEPS),
+    help="How many steps to train: the same again on the same machine.",
+)  # fmt: skip
+@click.option(
+    "--prior", type=click.Choice(STEERING_PRIORS), default=DEFAULT_PRIOR, show_default=True,
+    help="How the vectors are stored.",
+)  # fmt: skip
+@click.option(
+    "--bins", type=click.IntRange(2, 255), default=DEFAULT_BINS, show_default=True,
+    help="In how many values a coordinate is stored.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
@@ -50,7 +66,10 @@ def train(
     force: bool,
     model: str,
     vectors: int,
-    time_limit: float,
+    time_limit: float | None,
+    steps: int | None,
+    prior: str,
+    bins: int,
     seed: int,
     checkpoint: str | None,
     threads: int | None,
@@ -71,12 +90,15 @@ def train(
     if not output.endswith(STEERING_SUFFIX):
         raise click.UsageError(f"the output's name must end in {STEERING_SUFFIX}")
     with reporter.errors_of(output), reporter.stages() as stages:
-        state = api.train(
+        summary = api.train(
             corpus,
             output,
             model=model,
             vectors=vectors,
+            steps=steps,
             time_limit_s=time_limit,
+            prior=prior,
+            bins=bins,
             seed=seed,
             checkpoint=checkpoint,
             threads=threads or None,
@@ -84,7 +106,10 @@ def train(
             report=lambda state: stages(_stage(state), int(1000 * state.part), 1000),
             model_progress=stages,
         )
-        reporter.say(f"{output}: {_saved(state):.2%} fewer bits in windows that were held out")
+        reporter.say(
+            f"{output}: {_saved(summary):.2%} fewer bits in windows that were held out; "
+            f"{summary.vector_bytes:,} bytes of vectors, square error {summary.square_error:.1e}"
+        )
     ctx.exit(reporter.exit_code)
 
 
@@ -92,5 +117,5 @@ def _stage(state: TrainingState) -> str:
     return f"training, {_saved(state):.1%} saved"
 
 
-def _saved(state: TrainingState) -> float:
-    return 1 - state.best_bits / state.plain_bits
+def _saved(found: TrainingState | TrainingSummary) -> float:
+    return 1 - found.best_bits / found.plain_bits

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from archiver.container.layout import (
     LARGEST_STEERING_VECTORS,
     LARGEST_STREAMS,
+    Header,
     SteeringSection,
+    encode_header,
 )
 from archiver.errors import UsageError
 from archiver.levels import Chunking
@@ -32,9 +34,9 @@ VECTORS_BY_DEFAULT = 4  # to train where there are none to begin with
 
 Steering = tuple[SteeringSection, SoftPrompt]
 
-# Trying one candidate takes this part of the time that coding the text takes, but for short
+# Trying all candidates takes this part of the time that coding the text takes, but for short
 # texts, whose extracts would say nothing.
-_TRIAL_PART = 160
+_TRIALS_PART = 32
 _TRIAL_BYTES_MIN = 256
 _TRIAL_BYTES_MAX = 1 << 14
 _PIECE_BYTES = 512
@@ -99,7 +101,7 @@ def trained(
     before: SteeringSection | None,
     progress: ModelProgress | None,
 ) -> Steering:
-    """Return vectors trained on a text within the time of the options, to be stored with it.
+    """Return vectors trained on a text as long as the options say, to be stored with it.
 
     Args:
         before: the built-in vectors that they shall begin as; None to begin as tokens.
@@ -107,7 +109,7 @@ def trained(
     Raises:
         UsageError: the text is too short.
     """
-    from archiver.steering.fit import stored_vectors
+    from archiver.steering.fit import STEPS_MAX, stored_vectors
 
     choice = options.steering_choice
     ranks = codec.ranks(sample)
@@ -122,43 +124,57 @@ def trained(
         streams=codec.plan(max(len(ranks), 1)).streams,
         vectors=choice.vectors or VECTORS_BY_DEFAULT,
         before=before,
-        limit_s=choice.training_s,
+        steps=choice.training_steps or STEPS_MAX,
+        limit_s=choice.training_s or None,
         threads=options.threads,
         report=report,
     )
 
 
 def best_built_in(package: ModelPackage, codec: FrameCodec, sample: bytes) -> Steering | None:
-    """Return the built-in vectors that code an extract of the text shortest; None for none."""
+    """Return the built-in vectors that code an extract of the text shortest; None for none.
+
+    None pay, either, that save less than naming them costs. What they save is taken to be saved
+    once a stream: the extract has many streams, the text may have few.
+    """
     candidates = [
         name
         for name in files.BUILT_IN
         if files.built_in_file(name).package_fingerprint == package.fingerprint_bytes
     ]
-    extract = extract_of(sample)
+    extract = extract_of(sample, 1 + len(candidates))
     if not candidates or not extract or not codec.worth_trying(sample):
         return None
-    best, found = coded_bytes(codec, None, extract), None
+    trial = codec.steered(None, _TRIAL_CHUNKING)
+    tokens = len(trial.ranks(extract))
+    streams = codec.plan(tokens * len(sample) // len(extract)).streams
+    streams_a_trial = streams / trial.plan(tokens).streams
+    plain = len(trial.encode(extract))
+    best, found = plain, None
     for name in candidates:
         section = sections.built_in_section(name)
         prompt = sources.resolve(section, package, None)
-        size = coded_bytes(codec, prompt, extract)
-        if size < best:
+        size = len(trial.steered(prompt, _TRIAL_CHUNKING).encode(extract))
+        if size < best and (plain - size) * streams_a_trial > _header_bytes(section):
             best, found = size, (section, prompt)
     return found
 
 
-def coded_bytes(codec: FrameCodec, prompt: SoftPrompt | None, extract: bytes) -> int:
-    """Return how long the payload of an extract is after a soft prompt, in short streams."""
-    return len(codec.steered(prompt, _TRIAL_CHUNKING).encode(extract))
+def _header_bytes(section: SteeringSection) -> int:
+    return len(encode_header(Header(steering=section))) - len(encode_header(Header()))
 
 
-def extract_of(sample: bytes) -> bytes:
-    """Return some pieces of a text, spread over it; a small part of it, or all if it is short."""
-    wanted = min(max(len(sample) // _TRIAL_PART, _TRIAL_BYTES_MIN), _TRIAL_BYTES_MAX)
+def extract_of(sample: bytes, trials: int) -> bytes:
+    """Return some pieces of a text, spread over it, or all of it if it is short.
+
+    Args:
+        trials: how many times they will be coded; the more, the fewer there are.
+    """
+    part_bytes = len(sample) // (_TRIALS_PART * trials)
+    wanted = min(max(part_bytes, _TRIAL_BYTES_MIN), _TRIAL_BYTES_MAX)
     if len(sample) <= wanted:
         return sample
-    count = -(-wanted // _PIECE_BYTES)
+    count = max(1, wanted // _PIECE_BYTES)
     pieces = []
     for number in range(count):
         begin = max(0, len(sample) - _PIECE_BYTES) * (2 * number + 1) // (2 * count)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from archiver.codec.workers import usable_cores
 from archiver.container.layout import SteeringKind, SteeringSection
 from archiver.predict.engine import SoftPrompt
 from archiver.steering import quantizers, sections
@@ -23,6 +24,7 @@ from archiver.steering.train import (
     Trainer,
     TrainingSettings,
     TrainingState,
+    usable_texts,
 )
 from archiver.types import Int32Array
 
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 # A charged vector's quantization step, against coordinates of 0.12 to 0.18: rounding by 0.2 to
 # 1.9 bits a coordinate was measured to cost 0.3 % of alice29's bits.
 STORED_STEP = 0.2
-FILE_BINS = 63  # of a steering file, which is not charged: 5 bits a coordinate
 STEPS_MAX = 1000
 # What is gained in a stream beyond the first window, as a part of what that gains.
 GAIN_BEYOND = 0.3
@@ -42,19 +43,44 @@ Report = Callable[[TrainingState], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSettings:
-    """How a steering file is trained.
+    """How a steering file is trained and stored.
 
     Attributes:
-        vectors: how many; seed: of every random choice; limit_s: how long to train.
+        vectors: how many; seed: of every random choice.
+        steps: how many at most; limit_s: how long at most; None for no limit of time.
+        prior, bins: as `quantizers.quantize` takes them.
         checkpoint: where the training can be resumed from; None for nowhere.
-        threads: that may work; None for as many as torch takes.
+        threads: that may work; None for one a core.
     """
 
     vectors: int
     seed: int
-    limit_s: float
+    steps: int
+    limit_s: float | None
+    prior: str
+    bins: int
     checkpoint: Path | None
     threads: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSummary:
+    """What a training came to, and what storing its vectors does to them.
+
+    Attributes:
+        steps: done; trained_s: how long they took, resumed runs included.
+        plain_bits: a held-out window's bits without vectors; best_bits: with the vectors, before
+            they were quantized.
+        vector_bytes: of the stored vectors.
+        square_error: the mean of what quantization did to the coordinates, squared.
+    """
+
+    steps: int
+    trained_s: float
+    plain_bits: float
+    best_bits: float
+    vector_bytes: int
+    square_error: float
 
 
 def stored_vectors(
@@ -64,7 +90,8 @@ def stored_vectors(
     streams: int,
     vectors: int,
     before: SteeringSection | None,
-    limit_s: float,
+    steps: int,
+    limit_s: float | None,
     threads: int | None,
     report: Report | None,
 ) -> tuple[SteeringSection, SoftPrompt]:
@@ -74,10 +101,12 @@ def stored_vectors(
         ranks: the text's symbols; streams: how many begin in it.
         vectors: how many, where there is nothing to begin with.
         before: a section of built-in vectors, which the new ones begin as and are coded from.
+        steps, limit_s: how long to train at most; None for no limit of time.
 
     Raises:
         UsageError: the text is too short.
     """
+    usable_texts([ranks])  # before the weights are read
     base: Base | None = None
     beginning = None
     if before is not None and before.kind is SteeringKind.BUILT_IN:
@@ -87,7 +116,7 @@ def stored_vectors(
         vectors = len(beginning)
     settings = TrainingSettings(
         vectors=vectors,
-        steps=STEPS_MAX,
+        steps=steps,
         limit_s=limit_s,
         charge=Charge(streams=streams * (1 + GAIN_BEYOND), step=STORED_STEP),
     )
@@ -106,12 +135,15 @@ def steering_file(
     texts: Sequence[Int32Array],
     settings: FileSettings,
     report: Report | None,
-) -> tuple[SteeringFile, TrainingState]:
+) -> tuple[SteeringFile, TrainingSummary]:
     """A steering file for texts like these, and what its training came to.
 
     Raises:
-        UsageError: the texts are too short, or the checkpoint is of another training.
+        UsageError: the texts are too short, the checkpoint is of another training, or there is
+            no such prior.
     """
+    quantizers.check(settings.prior, settings.bins)
+    usable_texts(texts)
     with _torch_threads(settings.threads):
         trainer = Trainer(
             TrainingModel(package, _device()),
@@ -119,16 +151,27 @@ def steering_file(
             TrainingSettings(
                 vectors=settings.vectors,
                 seed=settings.seed,
-                steps=STEPS_MAX,
+                steps=settings.steps,
                 limit_s=settings.limit_s,
             ),
             checkpoint=settings.checkpoint,
         )
         found = trainer.run(report)
-    quantized = quantizers.gaussian(found.values, FILE_BINS)
+    base = Base(ranks=found.base_ranks)
+    quantized = quantizers.quantize(
+        found.values, settings.prior, settings.bins, base, base_vectors(base, package)
+    )
     body = encode_body(quantized.codes, quantized.scale, quantized.prior, package)
     file = SteeringFile(package_fingerprint=package.fingerprint_bytes, body=body)
-    return file, trainer.state
+    state = trainer.state
+    return file, TrainingSummary(
+        steps=state.step,
+        trained_s=trainer.used_s,
+        plain_bits=state.plain_bits,
+        best_bits=state.best_bits,
+        vector_bytes=len(body),
+        square_error=float(np.mean(np.square(quantized.values() - found.values))),
+    )
 
 
 def _device() -> str:
@@ -137,10 +180,9 @@ def _device() -> str:
 
 @contextmanager
 def _torch_threads(threads: int | None) -> Iterator[None]:
-    """Torch uses so many threads in the block; the model's workers want it to use one."""
+    """Torch uses so many threads in the block, None one a core; the model's workers want one."""
     before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or usable_cores())
     try:
         yield
     finally:

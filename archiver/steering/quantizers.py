@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from archiver.errors import UsageError
+from archiver.options import STEERING_PRIORS
 from archiver.predict.engine import SoftPrompt
 from archiver.steering.bodies import means
 from archiver.steering.normal import SIGMA_MAX, SIGMA_UNIT
@@ -50,6 +51,42 @@ class Quantized:
         return self.codes.astype(np.float32) * np.float32(self.scale)
 
 
+def quantize(
+    vectors: Float32Array,
+    prior: str,
+    bins: int,
+    base: Base | None = None,
+    base_prompt: SoftPrompt | None = None,
+) -> Quantized:
+    """Vectors as one of the priors stores them.
+
+    Args:
+        prior: one of STEERING_PRIORS.
+        bins: how many values a coordinate may have; "scales" takes the same step as "gaussian".
+        base, base_prompt: what the vectors started from; "scales" codes the difference.
+
+    Raises:
+        UsageError: no such prior, too many or too few bins, or a library is missing.
+    """
+    check(prior, bins)
+    if prior == "scales":
+        return scales(vectors, _step(vectors, bins), base, base_prompt)
+    return {"gaussian": gaussian, "empirical": empirical, "lloyd-max": lloyd_max}[prior](
+        vectors, bins
+    )
+
+
+def check(prior: str, bins: int) -> None:
+    """Return when `quantize` takes these.
+
+    Raises:
+        UsageError: no such prior, or too many or too few bins.
+    """
+    if prior not in STEERING_PRIORS:
+        raise UsageError(f"no prior {prior!r}; there are {', '.join(STEERING_PRIORS)}")
+    _check_bins(bins)
+
+
 def gaussian(vectors: Float32Array, bins: int) -> Quantized:
     """`bins` uniform bins over all values, under N(0, sigma^2)."""
     _check_bins(bins)
@@ -76,8 +113,15 @@ def empirical(vectors: Float32Array, bins: int) -> Quantized:
 
 
 def lloyd_max(vectors: Float32Array, bins: int, seed: int = 0) -> Quantized:
-    """At most `bins` centroids where they make the square error least."""
-    from sklearn.cluster import KMeans
+    """At most `bins` centroids where they make the square error least.
+
+    Raises:
+        UsageError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError as error:
+        raise UsageError("the prior lloyd-max needs scikit-learn") from error
 
     _check_bins(bins)
     values = vectors.reshape(-1, 1).astype(np.float64)

@@ -182,6 +182,11 @@ class Trainer:
         )
 
     @property
+    def used_s(self) -> float:
+        """How long it has trained, resumed runs included."""
+        return self._used_s
+
+    @property
     def state(self) -> TrainingState:
         """Where the training is."""
         return TrainingState(
@@ -313,6 +318,21 @@ class Trainer:
         self._best = (state["best_bits"], state["best"])
 
 
+def usable_texts(texts: Sequence[Int32Array]) -> list[Int64Array]:
+    """The texts that can be trained on, without escapes.
+
+    Raises:
+        UsageError: they are too short.
+    """
+    kept = [text[text >= 0].astype(np.int64) for text in texts]
+    kept = [text for text in kept if len(text) >= WINDOW_TOKENS]
+    if sum(map(len, kept)) < 2 * HELD_OUT_PART * WINDOW_TOKENS:
+        raise UsageError(
+            f"training needs texts of {2 * HELD_OUT_PART * WINDOW_TOKENS:,} tokens and more"
+        )
+    return kept
+
+
 class _Windows:
     """Windows of some texts: those held out, evenly spread, and random ones beside them.
 
@@ -320,12 +340,7 @@ class _Windows:
     """
 
     def __init__(self, texts: Sequence[Int32Array], device: torch.device) -> None:
-        kept = [text[text >= 0].astype(np.int64) for text in texts]
-        kept = [text for text in kept if len(text) >= WINDOW_TOKENS]
-        if sum(map(len, kept)) < 2 * HELD_OUT_PART * WINDOW_TOKENS:
-            raise UsageError(
-                f"training needs texts of {2 * HELD_OUT_PART * WINDOW_TOKENS:,} tokens and more"
-            )
+        kept = usable_texts(texts)
         self._texts = kept
         self._device = device
         self._shares = torch.tensor([math.sqrt(len(text)) for text in kept])

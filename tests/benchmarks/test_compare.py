@@ -125,6 +125,9 @@ def test_command_prints_and_records(tmp_path: Path) -> None:
             "window_tokens": 64,
             "mixing": None,
             "steering": None,
+            "embed_steering": None,
+            "chunk_tokens": None,
+            "frame_bytes": None,
         },
     }
     assert [entry["file"] for entry in record["inputs"]] == [

@@ -29,6 +29,7 @@ CHOICES = {
     ),
     "trained:8": SteeringChoice(mode=SteeringMode.TRAINED, vectors=8, training_s=900),
     "trained:32:2m": SteeringChoice(mode=SteeringMode.TRAINED, vectors=32, training_s=120),
+    "trained:8:300steps": SteeringChoice(mode=SteeringMode.TRAINED, vectors=8, training_steps=300),
     "x/none.steer": SteeringChoice(mode=SteeringMode.FILE, text="x/none.steer"),
 }
 
@@ -43,7 +44,8 @@ def test_choices_of_steering(text: str) -> None:
     [
         "", "auto:", "auto:15", "auto:0m", "none:1", "fixed:", "random:", "random:0", "random:257",
         "random:1:18446744073709551616", "random:-1", "trained:0", "trained:33", "trained:8:",
-        "trained:8:soon", "prose:8",
+        "trained:8:soon", "trained:8:0steps", "trained:8:steps", "trained:8:100001steps",
+        "prose:8",
     ],
 )  # fmt: skip
 def test_choices_that_make_no_sense(text: str) -> None:
@@ -66,11 +68,12 @@ def test_a_steering_file_from_training_to_decompression(tiny: ModelPackage, tmp_
     corpus.write_bytes(line_of(60_000, 3))
     text.write_bytes(line_of(500, 4))
     made = run(
-        "train", corpus, "-o", steer, "-m", "tiny", "-k", 2, "--time-limit", "1s", "--seed", 5,
-        "--checkpoint", tmp_path / "state",
+        "train", corpus, "-o", steer, "-m", "tiny", "-k", 2, "--steps", 8, "--seed", 5,
+        "--checkpoint", tmp_path / "state", "--prior", "lloyd-max", "--bins", 15,
     )  # fmt: skip
     assert made.exit_code == 0, made.output
-    assert "% fewer bits in windows that were held out" in made.stderr
+    assert "% fewer bits in windows that were held out; " in made.stderr
+    assert " bytes of vectors, square error " in made.stderr
     assert (tmp_path / "state").exists()
     again = run("train", corpus, "-o", steer, "-m", "tiny", "--time-limit", "1s")
     assert again.exit_code == 4
@@ -90,7 +93,7 @@ def test_a_steering_file_from_training_to_decompression(tiny: ModelPackage, tmp_
     assert run("compress", "-f", "-m", "tiny", "--steer", steer, "--embed", text).exit_code == 0
     assert run("test", archive).exit_code == 0
     shown = run("info", archive).stdout
-    assert "  steering  embedded, 2 vectors, prior gaussian, " in shown
+    assert "  steering  embedded, 2 vectors, prior lloyd-max, " in shown
     assert " bits a coordinate, " in shown
     fields: dict[str, Any] = json.loads(run("info", "--json", archive).stdout)["steering"]
     assert (fields["kind"], fields["vectors"]) == ("embedded", 2)

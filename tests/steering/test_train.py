@@ -12,16 +12,18 @@ import torch
 import archiver
 from archiver import frames
 from archiver.errors import InputError, OutputError, UsageError
-from archiver.options import CompressOptions
+from archiver.options import STEERING_PRIORS, CompressOptions
 from archiver.predict import registry
 from archiver.predict.engine import SoftPrompt
 from archiver.predict.kernels import head
 from archiver.predict.package import ModelPackage
-from archiver.steering import files, quantizers
+from archiver.steering import choice, files, quantizers
 from archiver.steering.bodies import base_vectors, encode_body
 from archiver.steering.llama import TrainingModel
 from archiver.steering.priors import Base
+from archiver.steering.sections import built_in_section
 from archiver.steering.sources import random_vectors, resolve
+from archiver.steering.starts import read_start
 from archiver.steering.train import (
     EVALUATE_EVERY,
     WINDOW_TOKENS,
@@ -252,6 +254,33 @@ def test_training_never_makes_an_archive_larger(
         archiver.compress(TEXT[:2000], options=options("trained:2:1s"))
 
 
+@pytest.mark.usefixtures("without_zstd")
+def test_where_training_is_allowed_nothing_makes_an_archive_larger(
+    tiny: ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vectors that seem best on an extract, but are not, are found out."""
+    values = np.random.default_rng(5).normal(0, 0.2, (3, 48)).astype(np.float32)
+    quantized = quantizers.gaussian(values, 15)
+    body = encode_body(quantized.codes, quantized.scale, quantized.prior, tiny)
+    file = files.SteeringFile(package_fingerprint=tiny.fingerprint_bytes, body=body)
+    (tmp_path / "bad.steer").write_bytes(file.encode())
+    monkeypatch.setattr(files, "FOLDER", tmp_path)
+    monkeypatch.setattr(files, "BUILT_IN", {"bad": (9, file.fingerprint)})
+    files.built_in_file.cache_clear()
+    section = built_in_section("bad")
+    found = (section, resolve(section, tiny, None))
+    monkeypatch.setattr(choice, "best_built_in", lambda *_: found)
+    text = TEXT[:3000]  # too short to train on
+    plain, bad, guarded = (
+        archiver.compress(text, options=options(steering))
+        for steering in ("none", "bad", "auto:1s")
+    )
+    assert len(bad) > len(plain)
+    assert archiver.compress(text, options=options("auto")) == bad
+    assert guarded == plain
+    files.built_in_file.cache_clear()
+
+
 def test_training_may_begin_as_built_in_vectors(
     tiny: ModelPackage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,13 +290,13 @@ def test_training_may_begin_as_built_in_vectors(
     monkeypatch.setattr(files, "BUILT_IN", {"mine": (9, file.fingerprint)})
     files.built_in_file.cache_clear()
     from archiver.steering.fit import stored_vectors
-    from archiver.steering.sections import built_in_section
 
     ranks = np.random.default_rng(0).integers(0, 60, 12_000).astype(np.int32)
     before = built_in_section("mine")
     section, prompt = stored_vectors(
-        tiny, ranks, streams=10**6, vectors=7, before=before, limit_s=2, threads=1, report=None
-    )
+        tiny, ranks, streams=10**6, vectors=7, before=before, steps=100, limit_s=2, threads=1,
+        report=None,
+    )  # fmt: skip
     files.built_in_file.cache_clear()
     built_in = resolve(before, tiny, None)
     assert prompt.codes.shape == built_in.codes.shape == (2, 48)
@@ -278,16 +307,68 @@ def test_training_may_begin_as_built_in_vectors(
 
 
 @pytest.mark.usefixtures("without_zstd")
+def test_vectors_trained_in_steps_are_the_same_again(tiny: ModelPackage) -> None:
+    first, second = (
+        archiver.compress(TEXT, options=replace(options("trained:2:3steps"), threads=1))
+        for _ in range(2)
+    )
+    assert first == second
+    info = archiver.info(first).steering
+    assert info is not None
+    assert (info.kind, info.vectors, info.prior) == ("embedded", 2, "scales")
+
+
+def test_one_training_stored_by_every_prior(tiny: ModelPackage, tmp_path: Path) -> None:
+    """With the checkpoint of a training that is done, nothing is trained again."""
+    found = {}
+    for prior in STEERING_PRIORS:
+        for bins in (7, 63):
+            target = tmp_path / f"{prior}-{bins}.steer"
+            found[prior, bins] = archiver.train(
+                [TEXT], target, model="tiny", vectors=2, steps=3, prior=prior, bins=bins,
+                checkpoint=tmp_path / "state",
+            )  # fmt: skip
+            start = read_start(files.read_file(target).body)
+            assert start.prior.kind.name.lower().replace("_", "-") == prior
+    assert {(each.steps, each.trained_s, each.best_bits) for each in found.values()} == {
+        (3, found["gaussian", 7].trained_s, found["gaussian", 7].best_bits)
+    }
+    for prior in STEERING_PRIORS:
+        coarse, fine = found[prior, 7], found[prior, 63]
+        assert coarse.square_error > fine.square_error > 0
+        assert coarse.vector_bytes < fine.vector_bytes
+    errors = {prior: found[prior, 7].square_error for prior in STEERING_PRIORS}
+    assert errors["lloyd-max"] < min(errors["gaussian"], errors["empirical"])
+    fine = found["gaussian", 63].square_error
+    assert found["gaussian", 7].square_error == pytest.approx(100 * fine, rel=0.5)
+
+
+def test_settings_of_training_that_make_no_sense(tiny: ModelPackage, tmp_path: Path) -> None:
+    for changes, message in (
+        ({"prior": "uniform"}, "no prior 'uniform'; there are gaussian, empirical, lloyd-max, sca"),
+        ({"bins": 1}, "the number of bins must be 2 to 255, not 1"),
+        ({"bins": 256}, "the number of bins must be 2 to 255, not 256"),
+        ({"steps": 0}, "the number of steps must be 1 to 100000, not 0"),
+        ({"vectors": 33}, "the number of trained vectors must be 1 to 32, not 33"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            archiver.train([TEXT], tmp_path / "x.steer", model="tiny", **changes)  # type: ignore[arg-type]
+    assert not (tmp_path / "x.steer").exists()
+
+
+@pytest.mark.usefixtures("without_zstd")
 def test_a_steering_file_helps_other_texts_like_its_own(tiny: ModelPackage, tmp_path: Path) -> None:
     target = tmp_path / "mine.steer"
     half = len(TEXT) // 2
     states: list[TrainingState] = []
-    state = archiver.train(
+    found = archiver.train(
         [TEXT[:half], TEXT[: half // 2]], target, model="tiny", vectors=2, time_limit_s=4,
         report=states.append,
     )  # fmt: skip
-    assert state.best_bits < state.plain_bits
-    assert states[-1] == state
+    assert found.best_bits < found.plain_bits
+    assert (states[-1].step, states[-1].best_bits) == (found.steps, found.best_bits)
+    assert 1 < found.trained_s < 60
+    assert found.vector_bytes == len(files.read_file(target).body)
     with_file, without = (
         # The model alone: context models learn what there is in this text in any case.
         archiver.compress(TEXT[half:], options=replace(options(steering), mixing=False))
