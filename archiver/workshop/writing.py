@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F  # noqa: N812, torch's own name for it
 
-from archiver.workshop.llama import rotated
+from archiver.workshop.windows import heads_by_window, rotated
 
 if TYPE_CHECKING:
     from archiver.types import Int64Array
