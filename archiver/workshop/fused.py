@@ -128,22 +128,31 @@ class _Attention(torch.autograd.Function):
         kernels.rotate_heads(rows, count, *angles, bits(key))
         kernels.rotate_heads(rows, count + shared, *none, bits(value))
         query = query.view(streams, shared, each, steps, dim)
-        kinds = heads_by_window(windows, steps)
-        if set(kinds) == {steps}:
-            mixed, log_sums = _near(query, key, value, steps)
-        else:
-            mixed, log_sums = torch.empty_like(query), torch.empty(query.shape[:-1])
-            for window, chosen in kinds.items():
-                mixed[:, chosen], log_sums[:, chosen] = _near(
-                    query[:, chosen], key[:, chosen], value[:, chosen], window
-                )
-            for sight in _sights(windows, sinks, streams, cosines, sines):
-                kernels.add_sinks(
-                    bits(query).reshape(-1, each, steps, dim), bits(key).reshape(-1, steps, dim),
-                    bits(value).reshape(-1, steps, dim), *sight,
-                    bits(mixed).reshape(-1, each, steps, dim),
-                    log_sums.numpy().reshape(-1, each, steps),
+        mixed, log_sums = torch.empty_like(query), torch.empty(query.shape[:-1])
+        for window, chosen in heads_by_window(windows, steps).items():
+            which = slice(None) if len(chosen) == shared else chosen
+            asking = query[:, which].reshape(-1, each, steps, dim)
+            answering, giving = (
+                part[:, which].reshape(-1, 1, steps, dim).expand(-1, each, -1, -1)
+                for part in (key, value)
+            )
+            for first, last, lowest in blocks(steps, window, steps):
+                mask = near_mask(last - first, window) if first else None
+                asked, seen = slice(first, last), slice(lowest, last)
+                found, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                    asking[:, :, asked], answering[:, :, seen], giving[:, :, seen],
+                    0.0, mask is None, attn_mask=mask,
                 )  # fmt: skip
+                shape = (streams, len(chosen), each, last - first)
+                mixed[:, which, :, asked] = found.view(*shape, dim)
+                log_sums[:, which, :, asked] = sums.view(shape)
+        for sight in _sights(windows, sinks, streams, cosines, sines):
+            kernels.add_sinks(
+                bits(query).reshape(-1, each, steps, dim), bits(key).reshape(-1, steps, dim),
+                bits(value).reshape(-1, steps, dim), *sight,
+                bits(mixed).reshape(-1, each, steps, dim),
+                log_sums.numpy().reshape(-1, each, steps),
+            )  # fmt: skip
         ctx.save_for_backward(query, key, value, mixed, log_sums, cosines, sines)
         ctx.windows, ctx.sinks = windows, sinks
         return mixed.permute(0, 3, 1, 2, 4).reshape(streams * steps, count * dim)
@@ -203,40 +212,6 @@ class _Attention(torch.autograd.Function):
         return qkv_grad.view(streams * steps, -1), *(None,) * 6
 
 
-def _near(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention to the keys within the window, by torch's kernel, and the logs of its sums.
-
-    Args:
-        query: bfloat16 [streams, shared, each, steps, dim]; key, value: [streams, shared, steps,
-            dim].
-
-    Returns:
-        [streams, shared, each, steps, dim] and float32 [streams, shared, each, steps].
-    """
-    streams, shared, each, steps, dim = query.shape
-    asking = query.reshape(-1, each, steps, dim)
-    answering, giving = (
-        part.reshape(-1, 1, steps, dim).expand(-1, each, -1, -1) for part in (key, value)
-    )
-    parts = []
-    for first, last, lowest in blocks(steps, window, steps):
-        mask = near_mask(last - first, window) if first else None
-        seen = slice(lowest, last)
-        parts.append(
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                asking[:, :, first:last], answering[:, :, seen], giving[:, :, seen],
-                0.0, mask is None, attn_mask=mask,
-            )
-        )  # fmt: skip
-    mixed, log_sums = parts[0]
-    if len(parts) > 1:
-        mixed = torch.cat([found for found, _ in parts], dim=2)
-        log_sums = torch.cat([sums for _, sums in parts], dim=2)
-    return mixed.view(query.shape), log_sums.view(query.shape[:-1])
-
-
 def _sights(
     windows: Sequence[int], sinks: int, streams: int, cosines: torch.Tensor, sines: torch.Tensor
 ) -> Iterator[tuple[Int64Array, int, int, Float32Array, Float32Array]]:
@@ -246,6 +221,8 @@ def _sights(
             groups = np.arange(streams)[:, None] * len(windows) + np.array(chosen)
             turn = turns(cosines, sines, window, sinks)
             yield groups.reshape(-1), window, sinks, turn[0].numpy(), turn[1].numpy()
+
+
 def _extended(vectors: torch.Tensor, addend: torch.Tensor | None) -> torch.Tensor:
     """Vectors with columns whose product with those of another adds `addend` to theirs.
 

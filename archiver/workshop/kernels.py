@@ -196,20 +196,19 @@ def attention_gradients(scores, score_grads, block, ahead, window):
         becomes probability times that; row i stands where key ahead + i % block does, sees no key
         beyond, and as many as its window has.
     """
-    rows, keys = scores.shape
-    for i in range(rows):
+    for i in range(len(scores)):
         end = ahead + i % block + 1
         start = max(0, end - window)
-        for j in range(start):
-            scores[i, j] = 0
-            score_grads[i, j] = 0
-        for j in range(start, end):
-            p = _exp(_wide(scores[i, j]))
-            scores[i, j] = _narrow(p)
-            score_grads[i, j] = _narrow(p * _wide(score_grads[i, j]))
-        for j in range(end, keys):
-            scores[i, j] = 0
-            score_grads[i, j] = 0
+        scores[i, :start] = 0
+        score_grads[i, :start] = 0
+        # Counted from 0, so that the compiler sees that no index is negative.
+        row, row_grads = scores[i, start:end], score_grads[i, start:end]
+        for j in range(len(row)):
+            p = _exp(_wide(row[j]))
+            row[j] = _narrow(p)
+            row_grads[j] = _narrow(p * _wide(row_grads[j]))
+        scores[i, end:] = 0
+        score_grads[i, end:] = 0
 
 
 @_inlined
