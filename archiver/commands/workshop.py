@@ -368,9 +368,7 @@ def prune(base: str, output: Path, name: str | None, **options: Any) -> None:
 @click.option(
     "--windows", type=int, default=8, show_default=True, help="How many windows of each text."
 )
-@click.option(
-    "--window-tokens", type=int, default=2048, show_default=True, help="Their length."
-)
+@click.option("--window-tokens", type=int, default=2048, show_default=True, help="Their length.")
 @click.option("-T", "--threads", type=int, help="Threads [default: torch's].")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FOLDER",
               help="Folder for the marked weights, and localize.json.")  # fmt: skip

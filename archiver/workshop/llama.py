@@ -265,11 +265,15 @@ class FloatLlama:
                 qkv, streams, (config.heads, config.kv_heads), *angles, windows, sinks
             )
         query, key, value = self.heads(qkv, streams)
-        mixed = torch.empty_like(query)
-        for window, chosen in heads_by_window(windows, steps).items():
-            mixed[:, chosen] = attention(
-                query[:, chosen], key[:, chosen], value[:, chosen], window, sinks, angles
-            )
+        kinds = heads_by_window(windows, steps)
+        if len(kinds) == 1:
+            mixed = attention(query, key, value, *kinds, sinks, angles)
+        else:
+            mixed = torch.empty_like(query)
+            for window, chosen in kinds.items():
+                mixed[:, chosen] = attention(
+                    query[:, chosen], key[:, chosen], value[:, chosen], window, sinks, angles
+                )
         return mixed.permute(0, 3, 1, 2, 4).reshape(streams * steps, -1)
 
     def heads(

@@ -120,37 +120,41 @@ def attention(
     """Attention of each stream with itself, by torch's operations.
 
     Args:
-        query: [..., steps, dim]; key, value: the same but for dimensions to broadcast; query and
-            key rotated to their positions.
+        query: [streams, kv_heads, group, steps, dim]; key, value: [streams, kv_heads, 1, steps,
+            dim]; query and key rotated to their positions.
         angles: cosines and sines of the positions, float32 [steps, dim / 2].
 
     Returns:
-        [..., steps, dim].
+        [streams, kv_heads, group, steps, dim].
     """
-    steps, scale = query.shape[-2], query.shape[-1] ** -0.5
+    group, steps, dim = query.shape[-3:]
+    asking, answering, giving = (part.flatten(0, 1) for part in (query, key, value))
     start = slice(0, min(window, steps))
-    found = [_causal(query[..., start, :], key[..., start, :], value[..., start, :])]
-    if window < steps:
-        cosines, sines = turns(*angles, window, sinks)
-        far = rotated(query[..., window:, :], cosines, -sines)
-        sink_keys, sink_values = key[..., :sinks, :], value[..., :sinks, :]
-        far_mask = sink_mask(steps - window, sink_keys.shape[-2])
-    for first, last, seen in blocks(steps, window, steps):
-        if first < window:
-            continue
-        near = query[..., first:last, :] @ key[..., seen:last, :].transpose(-1, -2)
-        deep = slice(first - window, last - window)
-        beyond = far[..., deep, :] @ sink_keys.transpose(-1, -2)
-        scores = torch.cat(
-            [beyond * scale + far_mask[deep], near * scale + near_mask(last - first, window)], -1
+    found = [
+        F.scaled_dot_product_attention(
+            asking[:, :, start], answering[:, :, start].expand(-1, group, -1, -1),
+            giving[:, :, start].expand(-1, group, -1, -1), is_causal=True,
         )
-        shares = torch.softmax(scores, dim=-1)
-        values = torch.cat([sink_values, value[..., seen:last, :]], dim=-2)
-        found.append(shares @ values)
-    return torch.cat(found, dim=-2)
-
-
-def _causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    return F.scaled_dot_product_attention(
-        query, key.expand_as(query), value.expand_as(query), is_causal=True
-    )
+    ]  # fmt: skip
+    if window < steps:
+        asking = asking * dim**-0.5
+        cosines, sines = turns(*angles, window, sinks)
+        far = rotated(asking[:, :, window:], cosines, -sines)
+        answering, giving = answering[:, 0], giving[:, 0]
+        far_mask = sink_mask(steps - window, min(sinks, steps)).repeat(group, 1, 1)
+    for first, last, lowest in blocks(steps, window, steps):
+        if not lowest:
+            continue  # that is the start
+        size, deep, seen = last - first, slice(first - window, last - window), slice(lowest, last)
+        mask = near_mask(size, window).repeat(group, 1)
+        near = torch.baddbmm(
+            mask, asking[:, :, first:last].flatten(1, 2), answering[:, seen].transpose(1, 2)
+        )
+        beyond = torch.baddbmm(
+            far_mask[:, deep].flatten(0, 1), far[:, :, deep].flatten(1, 2),
+            answering[:, :sinks].transpose(1, 2),
+        )  # fmt: skip
+        shares = torch.softmax(torch.cat([beyond, near], dim=-1), dim=-1)
+        block = shares @ torch.cat([giving[:, :sinks], giving[:, seen]], dim=1)
+        found.append(block.view(-1, group, size, dim))
+    return torch.cat(found, dim=2).view(query.shape)
