@@ -9,7 +9,7 @@ import click
 
 from archiver.commands.arguments import reporting_options
 from archiver.commands.console import Reporter
-from archiver.commands.workshop import export, heal, prune, quantize, tune
+from archiver.commands.workshop import export, heal, localize, prune, quantize, tune
 from archiver.options import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def model() -> None:
     """List, fetch, add, make and remove the models that predict."""
 
 
-for command in (tune, prune, quantize, heal, export):
+for command in (tune, prune, localize, quantize, heal, export):
     model.add_command(command)
 
 

@@ -1,7 +1,8 @@
-"""The commands `llmzip model tune`, `prune`, `quantize`, `heal` and `export`."""
+"""The commands `llmzip model tune`, `prune`, `localize`, `quantize`, `heal` and `export`."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -344,6 +345,79 @@ def prune(base: str, output: Path, name: str | None, **options: Any) -> None:
     for line in report.lines():
         reporter.say(line)
     reporter.say(f"{output}: written")
+
+
+@click.command("localize")
+@click.argument("base")
+@click.option("--heads", type=int, metavar="N", help="Mark the N cheapest key/value heads local.")
+@click.option(
+    "--span",
+    type=int,
+    default=512,
+    show_default=True,
+    metavar="TOKENS",
+    help="What a head would see, besides the first tokens of a stream.",
+)
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Text to measure on; several count alike [default: one of ours].",
+)
+@click.option(
+    "--windows", type=int, default=8, show_default=True, help="How many windows of each text."
+)
+@click.option("--window-tokens", type=int, default=2048, show_default=True, help="Their length.")
+@click.option("-T", "--threads", type=int, help="Threads [default: torch's].")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Folder for the marked weights, and localize.json.")  # fmt: skip
+@_name_option
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@reporting_options
+def localize(
+    base: str, heads: int | None, output: Path | None, name: str | None, as_json: bool,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Measure what each key/value head of BASE loses when it sees the last tokens only.
+
+    With --heads the cheapest are marked: the engine lets them look back less far, which makes
+    decoding faster. The measure is an estimate by derivatives, for each head alone.
+
+    \b
+    Examples:
+      llmzip model localize default
+      llmzip model localize pruned --heads 60 --calibrate a.txt --calibrate b.py -o marked
+    """
+    from archiver.predict import registry
+    from archiver.workshop.base import open_base, store_result
+    from archiver.workshop.localize import localized, measure_heads
+
+    reporter = Reporter(quiet=options["quiet"], verbose=options["verbose"])
+    if heads is None and (output or name):
+        raise UsageError("-o and --name need --heads: which are to be local")
+    with reporter.stages() as stages:
+        source = open_base(base, stages)
+        texts = options["calibrate"] or (None,)
+        costs = measure_heads(
+            source,
+            [_calibration(source, {**options, "calibrate": text}) for text in texts],
+            options["span"],
+            lambda done, total: stages("measuring", done, total),
+        )
+        marks = None if heads is None else costs.cheapest(heads)
+        if marks is not None and output is not None:
+            store_result(output, localized(source, costs, marks), name=name, progress=stages)
+            costs.write(output, marks)
+        elif marks is not None and name is not None:
+            registry.add_source(localized(source, costs, marks), name, stages)
+    if as_json:
+        click.echo(json.dumps(costs.as_dict(marks)))
+    else:
+        for line in costs.lines(marks):
+            click.echo(line)
+    if output is not None:
+        reporter.say(f"{output}: written")
 
 
 @click.command("quantize")

@@ -187,25 +187,130 @@ def rotate_heads_back(heads, first, cosines, sines, rows):
 
 
 @_compiled
-def attention_gradients(scores, score_grads, first, block):
+def attention_gradients(scores, score_grads, block, ahead, window):
     """Turn log-probabilities into probabilities, and their gradients into those of the scores.
 
     Args:
         scores: bfloat16 [rows, keys], score minus log of its row's sum, becomes probability;
         score_grads: bfloat16 [rows, keys], gradient of the probability minus its row's mean,
-        becomes probability times that; row i stands at position first + i % block and sees no
-        key beyond.
+        becomes probability times that; row i stands where key ahead + i % block does, sees no key
+        beyond, and as many as its window has.
     """
-    rows, keys = scores.shape
-    for i in range(rows):
-        seen = first + i % block + 1
-        for j in range(seen):
-            p = _exp(_wide(scores[i, j]))
-            scores[i, j] = _narrow(p)
-            score_grads[i, j] = _narrow(p * _wide(score_grads[i, j]))
-        for j in range(seen, keys):
-            scores[i, j] = 0
-            score_grads[i, j] = 0
+    for i in range(len(scores)):
+        end = ahead + i % block + 1
+        start = max(0, end - window)
+        scores[i, :start] = 0
+        score_grads[i, :start] = 0
+        # Counted from 0, so that the compiler sees that no index is negative.
+        row, row_grads = scores[i, start:end], score_grads[i, start:end]
+        for j in range(len(row)):
+            p = _exp(_wide(row[j]))
+            row[j] = _narrow(p)
+            row_grads[j] = _narrow(p * _wide(row_grads[j]))
+        scores[i, end:] = 0
+        score_grads[i, end:] = 0
+
+
+@_inlined
+def _turned(source, cosines, sines, target):
+    """A bfloat16 vector turned back by an angle, as float32."""
+    half = len(source) // 2
+    for i in range(half):
+        a, b = _wide(source[i]), _wide(source[half + i])
+        target[i] = a * cosines[i] + b * sines[i]
+        target[half + i] = b * cosines[i] - a * sines[i]
+
+
+@_inlined
+def _dot(wide, narrow):
+    """The product of a float32 vector and a bfloat16 one."""
+    total = np.float32(0.0)
+    for i in range(len(wide)):
+        total += wide[i] * _wide(narrow[i])
+    return total
+
+
+@_compiled
+def add_sinks(query, key, value, chosen, window, sinks, cosines, sines, mixed, log_sums):
+    """Add the sinks outside the window to attention inside it.
+
+    Args:
+        query, mixed: bfloat16 [groups, each, steps, dim]; key, value: bfloat16 [groups, steps,
+        dim]; log_sums: float32 [groups, each, steps]; chosen: int64, the groups to change;
+        cosines, sines: float32 [steps - window, dim / 2], by what queries are turned back.
+    """
+    _, each, steps, dim = query.shape
+    scale = _ONE / np.sqrt(np.float32(dim))
+    turned = np.empty(dim, np.float32)
+    scores = np.empty(sinks, np.float32)
+    for g in chosen:
+        for h in range(each):
+            for t in range(window, steps):
+                row = t - window
+                count = min(sinks, row + 1)
+                _turned(query[g, h, t], cosines[row], sines[row], turned)
+                greatest = log_sums[g, h, t]
+                for s in range(count):
+                    scores[s] = _dot(turned, key[g, s]) * scale
+                    greatest = max(greatest, scores[s])
+                inside = _exp(log_sums[g, h, t] - greatest)
+                total = inside
+                for s in range(count):
+                    scores[s] = _exp(scores[s] - greatest)
+                    total += scores[s]
+                log_sums[g, h, t] = greatest + np.log(total)
+                share = _ONE / total
+                target = mixed[g, h, t]
+                for i in range(dim):
+                    turned[i] = _wide(target[i]) * inside
+                for s in range(count):
+                    given, weight = value[g, s], scores[s]
+                    for i in range(dim):
+                        turned[i] += weight * _wide(given[i])
+                for i in range(dim):
+                    target[i] = _narrow(turned[i] * share)
+
+
+@_compiled
+def add_sinks_back(
+    query, key, value, chosen, window, sinks, cosines, sines, log_sums, grad, means,
+    query_grad, key_grad, value_grad,
+):  # fmt: skip
+    """Add the gradients of what add_sinks added.
+
+    Args:
+        grad: bfloat16 [groups, each, steps, dim], of the result; means: float32 [groups, each,
+        steps], its product with the result; query_grad: float32 [groups, each, steps, dim];
+        key_grad, value_grad: float32 [groups, steps, dim]; the others as for add_sinks.
+    """
+    _, each, steps, dim = query.shape
+    half = dim // 2
+    scale = _ONE / np.sqrt(np.float32(dim))
+    turned, asked = np.empty(dim, np.float32), np.empty(dim, np.float32)
+    blamed = np.empty(dim, np.float32)
+    for g in chosen:
+        for h in range(each):
+            for t in range(window, steps):
+                row = t - window
+                _turned(query[g, h, t], cosines[row], sines[row], turned)
+                for i in range(dim):
+                    blamed[i] = _wide(grad[g, h, t, i])
+                    asked[i] = np.float32(0.0)
+                for s in range(min(sinks, row + 1)):
+                    answer = key[g, s]
+                    share = _exp(_dot(turned, answer) * scale - log_sums[g, h, t])
+                    slope = share * (_dot(blamed, value[g, s]) - means[g, h, t]) * scale
+                    into_key, into_value = key_grad[g, s], value_grad[g, s]
+                    for i in range(dim):
+                        into_value[i] += share * blamed[i]
+                        into_key[i] += slope * turned[i]
+                        asked[i] += slope * _wide(answer[i])
+                target = query_grad[g, h, t]
+                for i in range(half):
+                    a, b = asked[i], asked[half + i]
+                    c, d = cosines[row, i], sines[row, i]
+                    target[i] += a * c - b * d
+                    target[half + i] += b * c + a * d
 
 
 @_compiled

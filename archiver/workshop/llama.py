@@ -19,6 +19,7 @@ import torch.nn.functional as F  # noqa: N812, torch's own name for it
 
 from archiver.workshop import fused
 from archiver.workshop.names import JOINED
+from archiver.workshop.windows import Windows, attention, heads_by_window, rotated
 
 if TYPE_CHECKING:
     from archiver.predict.sources import SourceConfig, SourceModel
@@ -74,6 +75,7 @@ class FloatLlama:
 
     Attributes:
         config: the shape.
+        windows: how far its heads see.
         weights: by joined name.  Those that ``train_weights`` names are float32 leaves.
         adapters: low-rank pairs by joined name: the product computes W + scale B A.
     """
@@ -83,9 +85,12 @@ class FloatLlama:
         config: SourceConfig,
         weights: Mapping[str, torch.Tensor],
         *,
+        windows: Windows | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        """Args: windows: of the default level, where they are not given."""
         self.config = config
+        self.windows = windows or Windows()
         self.weights = dict(weights)
         self.adapters: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.adapter_scale = 1.0
@@ -95,9 +100,15 @@ class FloatLlama:
         self._angles: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @classmethod
-    def from_source(cls, source: SourceModel, *, dtype: torch.dtype | None = None) -> FloatLlama:
+    def from_source(
+        cls,
+        source: SourceModel,
+        *,
+        windows: Windows | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> FloatLlama:
         """The model of a source, nothing of it trainable."""
-        return cls(source.config, joined_weights(source), dtype=dtype)
+        return cls(source.config, joined_weights(source), windows=windows, dtype=dtype)
 
     def train_weights(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
         """Make these weights trainable; return them by name."""
@@ -195,13 +206,13 @@ class FloatLlama:
             attend: takes the place of attention of each stream with itself: given the block and
                 its queries, keys and values, returns the attention output.
         """
-        name, steps = f"layers.{layer}", len(stream) // streams
+        name = f"layers.{layer}"
         stream, normed = self._add_norm(f"{name}.norm1", stream, addend)
         if observe:
             observe(name, stream)
             observe(f"{name}.qkv", normed)
         qkv = self.product(f"{name}.qkv", normed)
-        mixed = attend(layer, qkv) if attend else self._attention(qkv, streams, steps)
+        mixed = attend(layer, qkv) if attend else self.attention(layer, qkv, streams)
         if observe:
             observe(f"{name}.o", mixed)
         stream, normed = self._add_norm(f"{name}.norm2", stream, self.product(f"{name}.o", mixed))
@@ -237,22 +248,52 @@ class FloatLlama:
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
-    def _attention(self, qkv: torch.Tensor, streams: int, steps: int) -> torch.Tensor:
-        """Causal attention of each stream with itself: [tokens, heads x head_dim]."""
-        config, (cosines, sines) = self.config, self.rotary(steps)
+    def attention(self, layer: int, qkv: torch.Tensor, streams: int) -> torch.Tensor:
+        """Attention of each stream with itself, as far as the heads see.
+
+        Args:
+            qkv: queries, keys and values, [streams x steps, (heads + 2 kv_heads) x head_dim].
+
+        Returns:
+            [streams x steps, heads x head_dim].
+        """
+        config, steps = self.config, len(qkv) // streams
+        windows, sinks = self.windows.of_layer(config, layer), self.windows.sink_tokens
+        angles = self.rotary(steps)
         if self._fused:
-            return fused.attention(qkv, streams, (config.heads, config.kv_heads), cosines, sines)
-        heads = (config.heads, config.kv_heads, config.kv_heads)
-        parts = qkv.view(streams, steps, sum(heads), config.head_dim).transpose(1, 2)
-        query, key, value = parts.split(heads, dim=1)
-        mixed = F.scaled_dot_product_attention(
-            rotated(query, cosines, sines),
-            rotated(key, cosines, sines),
-            value,
-            is_causal=True,
-            enable_gqa=True,
+            return fused.attention(
+                qkv, streams, (config.heads, config.kv_heads), *angles, windows, sinks
+            )
+        query, key, value = self.heads(qkv, streams)
+        kinds = heads_by_window(windows, steps)
+        if len(kinds) == 1:
+            mixed = attention(query, key, value, *kinds, sinks, angles)
+        else:
+            mixed = torch.empty_like(query)
+            for window, chosen in kinds.items():
+                mixed[:, chosen] = attention(
+                    query[:, chosen], key[:, chosen], value[:, chosen], window, sinks, angles
+                )
+        return mixed.permute(0, 3, 1, 2, 4).reshape(streams * steps, -1)
+
+    def heads(
+        self, qkv: torch.Tensor, streams: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rotated queries, rotated keys and values of streams from their cold start on.
+
+        Returns:
+            [streams, kv_heads, group, steps, head_dim], the group of keys and values 1.
+        """
+        config, steps = self.config, len(qkv) // streams
+        angles, group = self.rotary(steps), config.heads // config.kv_heads
+        sizes = (config.heads, config.kv_heads, config.kv_heads)
+        parts = qkv.view(streams, steps, sum(sizes), config.head_dim).transpose(1, 2)
+        query, key, value = parts.split(sizes, dim=1)
+        return (
+            rotated(query, *angles).view(streams, config.kv_heads, group, steps, -1),
+            rotated(key, *angles).unsqueeze(2),
+            value.unsqueeze(2),
         )
-        return mixed.transpose(1, 2).reshape(streams * steps, -1)
 
     def rotary(self, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of the first positions, float32 [steps, head_dim / 2]."""
@@ -274,13 +315,6 @@ class FloatLlama:
         """The output matrix as a leaf, where it is trained."""
         weight = self.weights["embed" if self.config.tied else "head"]
         return weight if weight.requires_grad else None
-
-
-def rotated(vectors: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    """Vectors [streams, heads, steps, head_dim], rotated to their positions."""
-    first, second = vectors.chunk(2, dim=-1)
-    parts = [first * cosines - second * sines, second * cosines + first * sines]
-    return torch.cat(parts, dim=-1).to(vectors.dtype)
 
 
 class _AdaptedProduct(torch.autograd.Function):

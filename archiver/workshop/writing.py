@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F  # noqa: N812, torch's own name for it
 
-from archiver.workshop.llama import rotated
+from archiver.workshop.windows import heads_by_window, rotated
 
 if TYPE_CHECKING:
     from archiver.types import Int64Array
@@ -77,14 +77,33 @@ class Cache:
             keys, values = self._kept[layer]
             keys[:, :, here] = rotated(key, self._cosines[here], self._sines[here])
             values[:, :, here] = value
-            mixed = F.scaled_dot_product_attention(
-                rotated(query, self._cosines[here], self._sines[here]),
-                keys[:, :, : step + 1],
-                values[:, :, : step + 1],
-                enable_gqa=True,
-            )
-            return mixed.transpose(1, 2).reshape(len(tokens), -1)
+            query = rotated(query, self._cosines[here], self._sines[here])
+            query = query.view(len(tokens), config.kv_heads, -1, config.head_dim)
+            mixed = torch.empty_like(query)
+            windows = model.windows.of_layer(config, layer)
+            for window, chosen in heads_by_window(windows, step + 1).items():
+                mixed[:, chosen] = F.scaled_dot_product_attention(
+                    query[:, chosen], *self._seen(keys[:, chosen], values[:, chosen], step, window)
+                )
+            return mixed.view(len(tokens), -1)
 
         for layer in range(config.layers):
             stream, addend = model.block(layer, stream, addend, len(tokens), attend=attend)
         return model.leave(stream, addend)
+
+    def _seen(
+        self, keys: torch.Tensor, values: torch.Tensor, step: int, window: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and values that the last position sees, sinks outside its window included."""
+        lowest = step + 1 - window
+        near = slice(lowest, step + 1)
+        count = min(lowest, self._model.windows.sink_tokens)
+        if not count:
+            return keys[:, :, near], values[:, :, near]
+        # Instead of the query turned back, the keys turned on.
+        beyond = max(0, lowest - self._model.windows.sink_tokens)
+        sinks = rotated(keys[:, :, :count], self._cosines[beyond], self._sines[beyond])
+        return (
+            torch.cat([sinks, keys[:, :, near]], dim=2),
+            torch.cat([values[:, :, :count], values[:, :, near]], dim=2),
+        )

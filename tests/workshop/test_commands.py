@@ -101,6 +101,30 @@ def test_pruned_healed_quantized_exported(own_home, tiny_folder, text_file, tmp_
     assert listed["packed"]["parameters"] < listed["packed"]["bytes"]
 
 
+def test_localized_models_keep_their_heads(own_home, tiny_folder, text_file, tmp_path):
+    measure = ("localize", tiny_folder, "--span", "8", *LOOK)
+    output = run(*measure)
+    assert output.splitlines()[-5].startswith("bits added by seeing 8 tokens only")
+    assert "*" not in output
+    folder = tmp_path / "marked"
+    several = ("--calibrate", text_file, "--calibrate", text_file)
+    output = run(*measure, *several, "--heads", "3", "-o", folder, "--name", "marked")
+    assert "* local: 3 of 8" in output
+    assert output.count("*") == 4
+    marks = read_source(folder).config.local_heads
+    assert sum(map(sum, marks)) == 3
+    assert json.loads((folder / "localize.json").read_text())["local_heads"] == list(
+        map(list, marks)
+    )
+    package = registry.resolve("marked")
+    assert package.arrays["local_heads"].tolist() == list(map(list, marks))
+    assert package.history[-2].startswith("localized: 3 of 8 key/value heads")
+    round_trip("marked")
+    found = json.loads(run(*measure, *several, "--heads", "3", "--name", "again", "--json"))
+    assert found["local_heads"] == list(map(list, marks))
+    assert registry.resolve("again").fingerprint == package.fingerprint
+
+
 def test_transformers_reads_what_is_exported(own_home, tiny_folder, tmp_path):
     transformers = pytest.importorskip("transformers")
     import torch
@@ -128,6 +152,11 @@ def test_transformers_reads_what_is_exported(own_home, tiny_folder, tmp_path):
         (("prune", "{tiny}", "-o", "{tmp}/x"), 2, "give --layers"),
         (("prune", "{tiny}", "--layers", "1", *LOOK, "-o", "{tiny}"), 4, "exists already"),
         (("prune", "{tiny}", "--remove", "1,b", "-o", "{tmp}/x"), 2, "not a list of numbers"),
+        (("localize", "{tiny}", "-o", "{tmp}/x"), 2, "-o and --name need --heads"),
+        (("localize", "{tiny}", *LOOK, "--span", "32"), 2, "--span has to be from 1 to 31"),
+        (("localize", "{tiny}", *LOOK, "--span", "8", "--heads", "9"), 2, "1 to 8 heads"),
+        (("localize", "{tiny}", *LOOK, "--span", "8", "--heads", "1", "-o", "{tiny}"), 4,
+         "exists already"),
         (("quantize", "{tiny}", "--method", "rtn", "--group", "48", *LOOK, "-o", "{tmp}/x"), 2,
          "do not divide"),
         (("quantize", "{tiny}", "--method", "gptq", "--calibrate", "{tmp}/no", "-o", "{tmp}/x"), 3,
