@@ -148,6 +148,11 @@ def codec_for_reading(
             f"window, sinks and steering vectors are {visible} together; "
             f"the limit is {VISIBLE_MAX - 1}"
         )
+    places = package.config.get("positions")
+    if isinstance(places, int) and len(prompt.codes) >= places:
+        raise LimitExceededError(
+            f"{len(prompt.codes)} steering vectors, but the model has {places} places in all"
+        )
     return plain.steered(prompt, chunking)
 
 

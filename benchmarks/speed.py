@@ -244,11 +244,11 @@ def _multiply_all(engine: Engine, rows: int) -> None:
     attended = np.ones((rows, engine.heads * engine.head_dim), np.int8)
     gated = np.ones((rows, engine.ffn), np.int8)
     for layer in engine.layers:
-        layer.qkv(hidden)
-        layer.o(attended)
-        layer.gate_up(hidden)
-        layer.down(gated)
-    engine.products(hidden)
+        layer.qkv.product(hidden)
+        layer.o.product(attended)
+        layer.up.product(hidden)
+        layer.down.product(gated)
+    engine.head.product(hidden)
 
 
 @contextmanager

@@ -97,11 +97,12 @@ class Stepper:
         engine = self._engine
         codes, scales = self._sessions[group.start].advance(inputs[:, None])
         for start in range(0, len(codes), HEAD_ROWS):
-            products = engine.products(codes[start : start + HEAD_ROWS])
-            for row, product in enumerate(products, start):
-                stream = group.start + row
+            rows = slice(start, start + HEAD_ROWS)
+            products, row_scales, head_scales = engine.head(codes[rows], scales[rows])
+            for row, product in enumerate(products):
+                stream = group.start + start + row
                 head.weigh_vocabulary(
-                    product, scales[row], engine.head_scales, self._logits[group.start],
+                    product, row_scales[row], head_scales, self._logits[group.start],
                     self._weights[stream], self._cumulative[stream],
                 )  # fmt: skip
 
@@ -199,7 +200,7 @@ class ModelWorkers:
         deepest = vocabulary.deepest
         probabilities = np.empty(len(ranks) * deepest, np.uint32)
         written = head.path_probabilities(
-            engine.products(codes), scales, engine.head_scales, ranks, vocabulary.splits,
+            *engine.head(codes, scales), ranks, vocabulary.splits,
             vocabulary.left, vocabulary.right, probabilities, counts,
         )  # fmt: skip
         return probabilities[:written].copy()

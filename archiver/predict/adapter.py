@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from archiver.errors import InvalidModelError, ModelMismatchError
+from archiver.predict.architectures import JOINED, architecture_of
 from archiver.predict.tensor_file import (
     little_endian_bytes,
     open_tensor_file,
@@ -35,7 +36,6 @@ from archiver.types import Float32Array, Float64Array, Int32Array
 if TYPE_CHECKING:
     from archiver.predict.sources import SourceConfig, SourceModel
 
-JOINED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 CODE_MAX = (1 << 15) - 1
 MAX_RANK = 256
 # Products are taken of whole numbers below 2^22, so that sums of up to 2^8 stay below 2^53.
@@ -141,7 +141,7 @@ def _places(config: SourceConfig) -> dict[str, list[tuple[str, slice]]]:
     shapes = expected_shapes(config)
     places: dict[str, list[tuple[str, slice]]] = {}
     for layer in range(config.layers):
-        for kind in ("qkv", "o", "gate_up", "down"):
+        for kind in ("qkv", "o", architecture_of(config.architecture).up, "down"):
             first = 0
             for part in JOINED.get(kind, (kind,)):
                 name = f"layers.{layer}.{part}"

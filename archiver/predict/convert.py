@@ -7,9 +7,13 @@ gains go into the weights that follow them, the rotation into both sides of ever
     embed' = embed Q        qkv' = (qkv * gain1) Q      o' = Q^T o (I x R)    v' = R^T v
     head'  = (head * gain) Q   gate_up' = (gate_up * gain2) Q     down' = Q^T down D
 
-Q, R and D have entries of +1 and -1 up to one scale. Every product is computed on integers
-carried in binary64 whose sums stay below 2^53, so the package is the same on every machine
-whatever the order of summation; everybody's package of the same weights has one fingerprint.
+Q, R and D have entries of +1 and -1 up to one scale. Where the norms subtract a mean, every matrix
+that writes to the stream loses its mean over the stream's channels instead (as in SliceGPT), and
+the norm's bias goes through the matrix after it into that one's bias. Where the outputs of
+attention and feed-forward are normalized, Q is the engine's own transform with signs. Every product
+is computed on integers carried in binary64 whose sums stay below 2^53, or in int64, so the package
+is the same on every machine whatever the order of summation; everybody's package of the same
+weights has one fingerprint.
 
 Source: FORMAT.md, "Model packages".
 """
@@ -17,13 +21,21 @@ Source: FORMAT.md, "Model packages".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from archiver.errors import InvalidModelError
-from archiver.predict.engine import LOG2_E
+from archiver.predict.architectures import JOINED, Architecture, architecture_of
+from archiver.predict.engine import ADDEND_MAX, LOG2_E
+from archiver.predict.folding import (
+    centred,
+    product_with,
+    quantize_rows,
+    rotate_right,
+    turned_first,
+)
 from archiver.predict.package import SCALE_MAX, SCALE_MIN
 from archiver.predict.tables import (
     activation_rotation,
@@ -31,47 +43,22 @@ from archiver.predict.tables import (
     hadamard,
     rotary_tables,
     rotation,
+    stream_signs,
 )
 from archiver.text.vocabulary import sort_tokens
-from archiver.types import Float32Array, Float64Array, Int8Array
+from archiver.types import Float64Array, Int8Array
 
 if TYPE_CHECKING:
-    from archiver.predict.sources import SourceModel
-
-WEIGHT_MAX = 2.0**14  # folded weights beyond this are refused, not clipped
+    from archiver.predict.sources import SourceConfig, SourceModel
 
 
-def _scaled_integers(weights: Float64Array, terms: int) -> tuple[Float64Array, float]:
-    """Weights as integers in binary64, small enough that sums of `terms` are exact, and the unit.
-
-    |integer| <= 2^(52 - ceil(log2 terms)), so a sum of `terms` of them stays below 2^53.
-    """
-    greatest = float(np.abs(weights).max(initial=0.0))
-    if not math.isfinite(greatest) or greatest > WEIGHT_MAX:
-        raise InvalidModelError("a weight is not finite, or absurdly large")
-    bits = 52 - max(terms - 1, 0).bit_length()
-    exponent = bits - math.frexp(greatest)[1] if greatest > 0 else 0
-    return np.rint(np.ldexp(weights, exponent)), math.ldexp(1.0, -exponent)
-
-
-def rotate_right(weights: Float64Array, signs: Int8Array, terms: int) -> Float64Array:
-    """weights @ signs / sqrt(terms), exact up to one rounding before and two after the sums.
-
-    Args:
-        weights: float64 [rows, n]; signs: int8 [n, n] with `terms` nonzero entries a column.
-    """
-    integers, unit = _scaled_integers(weights, terms)
-    sums = integers @ signs.astype(np.float64)
-    rotated: Float64Array = (sums * unit) / math.sqrt(terms)
-    return rotated
-
-
-def quantize_rows(weights: Float64Array) -> tuple[Int8Array, Float32Array]:
-    """Codes in -127 .. 127 and one scale a row: weights = codes * scale, rounded to nearest."""
-    magnitude = np.maximum(np.abs(weights).max(axis=1), 127 * SCALE_MIN)
-    scale = (magnitude / 127.0).astype(np.float32)
-    codes = np.rint(weights / scale.astype(np.float64)[:, None])
-    return np.clip(codes, -127, 127).astype(np.int8), scale
+def stream_rotation(family: Architecture, hidden: int) -> tuple[Int8Array, int]:
+    """Signs of the residual stream's rotation, int8 [hidden, hidden], and entries in each row."""
+    if not family.output_norms:
+        return rotation(hidden)
+    # The engine turns normalized outputs itself, by its transform after gains with signs.
+    blocks, terms = activation_rotation(hidden)
+    return np.ascontiguousarray(stream_signs(hidden)[:, None] * blocks), terms
 
 
 def convert(
@@ -85,94 +72,193 @@ def convert(
     Raises:
         InvalidModelError: weights that are not finite or absurdly large, sizes the engine lacks.
     """
-    config = source.config
-    hidden, heads, kv_heads, head_dim = (
-        config.hidden, config.heads, config.kv_heads, config.head_dim,
-    )  # fmt: skip
+    converter = _Converter(source)
+    converter.put_vocabulary()
+    layers = source.config.layers
+    for number in range(layers):
+        if progress:
+            progress("converting", number, layers)
+        converter.put_attention(f"layers.{number}")
+        converter.put_feed_forward(f"layers.{number}")
+    if progress:
+        progress("converting", layers, layers)
+    converter.put_tables()
+    return converter.arrays, converter.plain_config()
+
+
+def _check_sizes(config: SourceConfig, family: Architecture) -> None:
     if activation_span(config.ffn) < 16:
         raise InvalidModelError(f"a feed-forward size of {config.ffn} is not a multiple of 16")
-    if head_dim % 16 or heads % kv_heads:
+    if family.output_norms and activation_span(config.hidden) < 16:
+        raise InvalidModelError(f"a hidden size of {config.hidden} is not a multiple of 16")
+    if config.head_dim % 16 or config.heads % config.kv_heads:
         raise InvalidModelError(
-            f"heads of {head_dim} dimensions ({heads} query, {kv_heads} key/value heads): the "
-            "engine needs a multiple of 16, and query heads a multiple of key/value heads"
+            f"heads of {config.head_dim} dimensions ({config.heads} query, {config.kv_heads} "
+            "key/value heads): the engine needs a multiple of 16, and query heads a multiple of "
+            "key/value heads"
         )
-    stream_signs, stream_terms = rotation(hidden)
-    head_signs = hadamard(head_dim)
-    head_terms = head_dim
-    if head_signs is None:
-        head_signs, head_terms = np.eye(head_dim, dtype=np.int8), 1
-    down_signs, down_terms = activation_rotation(config.ffn)
 
-    data, offsets, rank_of_id = sort_tokens(source.token_bytes)
-    id_of_rank = np.full(len(offsets) - 1, -1, np.int64)
-    coded = rank_of_id >= 0
-    id_of_rank[rank_of_id[coded]] = np.flatnonzero(coded)
 
-    def tensor(name: str) -> Float64Array:
-        return source.tensors[name].astype(np.float64)
+class _Converter:
+    """A source model on its way into a package.
 
-    def turn(weights: Float64Array) -> Float64Array:
-        return rotate_right(weights, stream_signs, stream_terms)
+    Attributes:
+        arrays: what is done, by the package's names.
+    """
 
-    def turn_back(weights: Float64Array) -> Float64Array:
-        return np.ascontiguousarray(rotate_right(weights.T, stream_signs, stream_terms).T)
+    def __init__(self, source: SourceModel) -> None:
+        config = source.config
+        self._source, self._config = source, config
+        self._family = architecture_of(config.architecture)
+        _check_sizes(config, self._family)
+        self._signs, self._terms = stream_rotation(self._family, config.hidden)
+        signs = hadamard(config.head_dim)
+        self._head_rotation: tuple[Int8Array, int] = (
+            (np.eye(config.head_dim, dtype=np.int8), 1)
+            if signs is None
+            else (signs, config.head_dim)
+        )
+        self._rotary_dims = config.head_dim if config.rotary_dims is None else config.rotary_dims
+        self.arrays: dict[str, np.ndarray] = {}
 
-    arrays: dict[str, np.ndarray] = {
-        "tokens.data": data,
-        "tokens.offsets": offsets,
-        "tokens.rank_of_id": rank_of_id,
-    }
+    def put_vocabulary(self) -> None:
+        """Tokens, embeddings, positions and head."""
+        source, config, family = self._source, self._config, self._family
+        data, offsets, rank_of_id = sort_tokens(source.token_bytes)
+        id_of_rank = np.full(len(offsets) - 1, -1, np.int64)
+        coded = rank_of_id >= 0
+        id_of_rank[rank_of_id[coded]] = np.flatnonzero(coded)
+        self.arrays |= {
+            "tokens.data": data, "tokens.offsets": offsets, "tokens.rank_of_id": rank_of_id,
+        }  # fmt: skip
+        embed = self._tensor("embed")
+        rows = np.concatenate([embed[id_of_rank], embed[[source.start_token_id]]])
+        if family.scaled_embedding:
+            rows *= math.sqrt(config.hidden)
+        self._put("embed", self._added(rows))
+        head = (embed if config.tied else self._tensor("head"))[id_of_rank]
+        self._put("head", self._turn(head * self._tensor("norm")), LOG2_E)
+        if "head" in family.biased:
+            self._put_vector("head.biases", product_with(head, self._tensor("norm.bias")) * LOG2_E)
+        if family.positions:
+            self._put_vector("positions", self._added(self._tensor("positions")))
 
-    def put(name: str, weights: Float64Array, factor: float = 1.0) -> None:
+    def put_attention(self, name: str) -> None:
+        """Queries, keys, values and output of one layer."""
+        config, family = self._config, self._family
+        parts = [self._tensor(f"{name}.{part}") for part in "qkv"]
+        gain = self._tensor(f"{name}.norm1")
+        self._put(f"{name}.qkv", self._turn(self._joined_heads(parts) * gain))
+        if "qkv" in family.biased:
+            biases = [self._tensor(f"{name}.{part}.bias") for part in "qkv"]
+            if family.centred:
+                before = self._tensor(f"{name}.norm1.bias")
+                for bias, weights in zip(biases, parts, strict=True):
+                    bias += product_with(weights, before)
+            self._put_vector(f"{name}.qkv.biases", self._joined_heads(biases))
+        if family.head_norms:
+            for part, kind in (("q", "query"), ("k", "key")):
+                gains = self._by_pairs(self._tensor(f"{name}.{part}_norm"))
+                self._put_vector(f"{name}.{kind}_gains", gains)
+        output = self._tensor(f"{name}.o").reshape(-1, config.head_dim)
+        output = rotate_right(output, *self._head_rotation)
+        self._put_writing(f"{name}.o", output.reshape(config.hidden, -1))
+
+    def put_feed_forward(self, name: str) -> None:
+        """What comes before and after the activation of one layer."""
+        family = self._family
+        kinds = JOINED.get(family.up, (family.up,))
+        joined = np.concatenate([self._tensor(f"{name}.{kind}") for kind in kinds])
+        self._put(f"{name}.{family.up}", self._turn(joined * self._tensor(f"{name}.norm2")))
+        if "up" in family.biased:
+            before = product_with(joined, self._tensor(f"{name}.norm2.bias"))
+            own = self._tensor(f"{name}.up.bias")
+            self._put_vector(f"{name}.{family.up}.biases", own + before)
+        # The running rotation is not divided by sqrt(terms), so the weights are, twice.
+        signs, terms = activation_rotation(self._config.ffn)
+        down = rotate_right(self._tensor(f"{name}.down"), signs, terms)
+        self._put_writing(f"{name}.down", down / math.sqrt(terms))
+
+    def put_tables(self) -> None:
+        """Which heads are local, which layers slide, and angles of rotations."""
+        config = self._config
+        local_heads = config.local_heads or ((0,) * config.kv_heads,) * config.layers
+        self.arrays["local_heads"] = np.array(local_heads, np.uint8)
+        fine, coarse = rotary_tables(config.rope_theta, config.head_dim, self._rotary_dims)
+        self.arrays["rotary.fine"], self.arrays["rotary.coarse"] = fine, coarse
+        if config.sliding is not None:
+            self.arrays["sliding_layers"] = np.array(config.sliding.layers, np.uint8)
+            fine, coarse = rotary_tables(config.sliding.rope_theta, config.head_dim)
+            self.arrays["rotary.sliding_fine"] = fine
+            self.arrays["rotary.sliding_coarse"] = coarse
+
+    def plain_config(self) -> dict[str, object]:
+        """The package's configuration."""
+        config, tokens = self._config, len(self.arrays["tokens.offsets"]) - 1
+        result: dict[str, object] = {
+            "architecture": config.architecture,
+            "hidden": config.hidden,
+            "layers": config.layers,
+            "heads": config.heads,
+            "kv_heads": config.kv_heads,
+            "head_dim": config.head_dim,
+            "ffn": config.ffn,
+            "norm_epsilon": config.norm_eps,
+            "tokens": tokens,
+            "start_token": tokens,
+        }
+        if config.sliding is not None:
+            result["sliding_tokens"] = config.sliding.tokens
+        if self._family.positions:
+            result["positions"] = config.context_length
+        return result
+
+    def _tensor(self, name: str) -> Float64Array:
+        return self._source.tensors[name].astype(np.float64)
+
+    def _turn(self, weights: Float64Array) -> Float64Array:
+        """Rows in the stream's rotated basis."""
+        return rotate_right(weights, self._signs, self._terms)
+
+    def _added(self, rows: Float64Array) -> Float64Array:
+        """Rows of what is added to the stream, as the package has the stream."""
+        return self._turn(centred(rows) if self._family.centred else rows)
+
+    def _joined_heads(self, parts: Sequence[Float64Array]) -> Float64Array:
+        """Rows of queries, keys and values by head, as attention has them."""
+        query, key, value = parts
+        heads_rows = value.reshape(self._config.kv_heads, self._config.head_dim, -1)
+        turned = np.stack([rotate_right(v.T, *self._head_rotation).T for v in heads_rows])
+        turned = turned.reshape(value.shape)
+        return np.concatenate([self._by_pairs(query), self._by_pairs(key), turned])
+
+    def _by_pairs(self, rows: Float64Array) -> Float64Array:
+        """Rows of every head of queries or keys, in the engine's order of dimensions."""
+        places = turned_first(self._config.head_dim, self._rotary_dims)
+        heads_rows = rows.reshape(-1, self._config.head_dim, *rows.shape[1:])
+        return heads_rows[:, places].reshape(rows.shape)
+
+    def _put(self, name: str, weights: Float64Array, factor: float = 1.0) -> None:
         codes, scales = quantize_rows(weights)
         scales = (scales.astype(np.float64) * factor).astype(np.float32)
         if not ((scales >= SCALE_MIN) & (scales <= SCALE_MAX)).all():
             raise InvalidModelError(f"{name}: a scale is out of range")
-        arrays[f"{name}.codes"], arrays[f"{name}.scales"] = codes, scales
+        self.arrays[f"{name}.codes"], self.arrays[f"{name}.scales"] = codes, scales
 
-    embed = tensor("embed")
-    rows = np.concatenate([embed[id_of_rank], embed[[source.start_token_id]]])
-    put("embed", turn(rows))
-    head = embed if config.tied else tensor("head")
-    put("head", turn(head[id_of_rank] * tensor("norm")), LOG2_E)
-    del embed, head, rows
+    def _put_vector(self, name: str, vector: Float64Array) -> None:
+        if not (np.abs(vector) <= ADDEND_MAX).all():
+            raise InvalidModelError(f"{name}: a number is out of range")
+        self.arrays[name] = vector.astype(np.float32)
 
-    for layer in range(config.layers):
-        if progress:
-            progress("converting", layer, config.layers)
-        name = f"layers.{layer}"
-        gain = tensor(f"{name}.norm1")
-        value = tensor(f"{name}.v").reshape(kv_heads, head_dim, hidden)
-        value = np.stack([rotate_right(v.T, head_signs, head_terms).T for v in value])
-        joined = np.concatenate(
-            [tensor(f"{name}.q"), tensor(f"{name}.k"), value.reshape(kv_heads * head_dim, hidden)]
-        )
-        put(f"{name}.qkv", turn(joined * gain))
-        output = tensor(f"{name}.o").reshape(hidden * heads, head_dim)
-        output = rotate_right(output, head_signs, head_terms).reshape(hidden, heads * head_dim)
-        put(f"{name}.o", turn_back(output))
-        gain = tensor(f"{name}.norm2")
-        joined = np.concatenate([tensor(f"{name}.gate"), tensor(f"{name}.up")])
-        put(f"{name}.gate_up", turn(joined * gain))
-        # The running rotation is not divided by sqrt(terms), so the weights are, twice.
-        down = rotate_right(tensor(f"{name}.down"), down_signs, down_terms)
-        put(f"{name}.down", turn_back(down / math.sqrt(down_terms)))
-    if progress:
-        progress("converting", config.layers, config.layers)
-
-    local_heads = config.local_heads or ((0,) * kv_heads,) * config.layers
-    arrays["local_heads"] = np.array(local_heads, np.uint8)
-    fine, coarse = rotary_tables(config.rope_theta, head_dim)
-    arrays["rotary.fine"], arrays["rotary.coarse"] = fine, coarse
-    return arrays, {
-        "architecture": "llama",
-        "hidden": hidden,
-        "layers": config.layers,
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "head_dim": head_dim,
-        "ffn": config.ffn,
-        "norm_epsilon": config.norm_eps,
-        "tokens": len(offsets) - 1,
-        "start_token": len(offsets) - 1,
-    }
+    def _put_writing(self, name: str, weights: Float64Array) -> None:
+        """A matrix whose outputs are added to the stream, at once or when they are normalized."""
+        family, hidden = self._family, self._config.hidden
+        if family.output_norms:
+            gains = self._tensor(f"{name}_norm") * stream_signs(hidden)
+            self._put_vector(f"{name}.gains", gains / math.sqrt(self._terms))
+        else:
+            weights = np.ascontiguousarray(self._added(weights.T).T)
+        self._put(name, weights)
+        if name.rpartition(".")[2] in family.biased:
+            biases = self._added(self._tensor(f"{name}.bias")[None])
+            self._put_vector(f"{name}.biases", biases[0])

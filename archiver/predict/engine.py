@@ -6,6 +6,8 @@
                         │ └────────────────────────────────────────────────────────┘
                         └─ normalize ── head ── products over the vocabulary
 
+That is the Llama family; `architectures` tells what others add, and `kernels.families` computes it.
+
 A whole block of one stream, or one step of many streams, takes the same path; a row's result
 depends on its own stream's earlier tokens only. FORMAT.md defines the result, and
 `tests/reference` is a slow decoder written from it.
@@ -26,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archiver.errors import InvalidModelError, UsageError
-from archiver.predict.kernels import attention, layers
+from archiver.predict.architectures import ARCHITECTURES, Architecture, architecture_of
+from archiver.predict.kernels import attention, families, layers
 from archiver.predict.kernels.memory import aligned_zeros
 from archiver.predict.kernels.products import INNER_MAX, Product, choose_backend
 from archiver.predict.kernels.tiles import ROW_SHAPES, TILE_BYTES
@@ -42,6 +45,9 @@ ENGINE_VERSION = 2
 STREAM_TOKENS_MAX = ROTARY_SPAN * ROTARY_SPAN  # positions that the rotary tables reach: 65,536
 VISIBLE_MAX = 1 << 14  # window + sinks below this keep attention's totals in int32
 LOG2_E = float.fromhex("0x1.71547652b82fep+0")
+EPSILON_MIN = 2.0**-80  # of norms, so that one over a root stays far from infinity
+ADDEND_MAX = 2.0**14  # of whatever is added to products, or multiplies them after a norm
+REREAD_ROWS = 2048  # rows that go through the layers at once when streams restart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +64,8 @@ class EngineConfig:
     norm_epsilon: float
     tokens: int
     start_token: int
+    positions: int | None = None
+    sliding_tokens: int | None = None
 
     @classmethod
     def of(cls, package: ModelPackage) -> EngineConfig:
@@ -71,14 +79,23 @@ class EngineConfig:
             config = cls(**package.config)  # type: ignore[arg-type]
         except TypeError as error:
             raise InvalidModelError(f"the package's configuration is malformed: {error}") from error
-        if config.architecture != "llama":
-            raise InvalidModelError(f"architecture {config.architecture!r} is not supported")
-        config._check_numbers()
+        config._check_numbers(architecture_of(config.architecture))
         config._check_arrays(package.arrays)
         return config
 
-    def _check_numbers(self) -> None:
-        for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "tokens"):
+    @property
+    def family(self) -> Architecture:
+        """What the configuration's architecture needs."""
+        return ARCHITECTURES[self.architecture]
+
+    def _check_numbers(self, family: Architecture) -> None:
+        names = ["hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "tokens"]
+        for name, needed in (("positions", family.positions), ("sliding_tokens", family.sliding)):
+            if needed:
+                names.append(name)
+            elif getattr(self, name) is not None:
+                raise InvalidModelError(f"{self.architecture} packages have no {name}")
+        for name in names:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise InvalidModelError(f"the package's {name} is {value!r}")
@@ -87,58 +104,153 @@ class EngineConfig:
                 f"heads {self.heads}, kv_heads {self.kv_heads}, head_dim {self.head_dim}, ffn "
                 f"{self.ffn}: the engine needs whole groups of heads and multiples of 16"
             )
+        if family.output_norms and self.hidden % 16:
+            raise InvalidModelError(f"hidden {self.hidden}: the engine needs a multiple of 16")
         if type(self.start_token) is not int or not 0 <= self.start_token <= self.tokens:
             raise InvalidModelError(f"the package's start_token is {self.start_token!r}")
-        if type(self.norm_epsilon) is not float or not 0 < self.norm_epsilon < 1:
+        if type(self.norm_epsilon) is not float or not EPSILON_MIN <= self.norm_epsilon < 1:
             raise InvalidModelError(f"the package's norm_epsilon is {self.norm_epsilon!r}")
 
     def shapes(self) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
         """Type and shape of every array but the token table's."""
         width = self.heads * self.head_dim
+        family = self.family
         matrices = {"embed": (self.tokens + 1, self.hidden), "head": (self.tokens, self.hidden)}
+        vectors: dict[str, tuple[int, ...]] = {}
+        if "head" in family.biased:
+            vectors["head.biases"] = (self.tokens,)
+        if self.positions is not None:
+            vectors["positions"] = (self.positions, self.hidden)
         for layer in range(self.layers):
-            matrices |= {
-                f"layers.{layer}.qkv": (width + 2 * self.kv_heads * self.head_dim, self.hidden),
-                f"layers.{layer}.o": (self.hidden, width),
-                f"layers.{layer}.gate_up": (2 * self.ffn, self.hidden),
-                f"layers.{layer}.down": (self.hidden, self.ffn),
+            shapes = {
+                "qkv": (width + 2 * self.kv_heads * self.head_dim, self.hidden),
+                "o": (self.hidden, width),
+                family.up: ((2 if family.gated else 1) * self.ffn, self.hidden),
+                "down": (self.hidden, self.ffn),
             }
+            for name, shape in shapes.items():
+                matrices[f"layers.{layer}.{name}"] = shape
+                if ("up" if name == family.up else name) in family.biased:
+                    vectors[f"layers.{layer}.{name}.biases"] = shape[:1]
+            if family.head_norms:
+                vectors[f"layers.{layer}.query_gains"] = (self.head_dim,)
+                vectors[f"layers.{layer}.key_gains"] = (self.head_dim,)
+            if family.output_norms:
+                vectors[f"layers.{layer}.o.gains"] = (self.hidden,)
+                vectors[f"layers.{layer}.down.gains"] = (self.hidden,)
         table = (ROTARY_SPAN, self.head_dim // 2, 2)
         result: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
             "local_heads": (np.uint8, (self.layers, self.kv_heads)),
             "rotary.fine": (np.float64, table),
             "rotary.coarse": (np.float64, table),
         }
+        if family.sliding:
+            result["sliding_layers"] = (np.uint8, (self.layers,))
+            result["rotary.sliding_fine"] = (np.float64, table)
+            result["rotary.sliding_coarse"] = (np.float64, table)
         for name, shape in matrices.items():
             result[f"{name}.codes"] = (np.int8, shape)
             result[f"{name}.scales"] = (np.float32, shape[:1])
-        return result
+        return result | {name: (np.float32, shape) for name, shape in vectors.items()}
 
     def _check_arrays(self, arrays: Arrays) -> None:
         for name, (dtype, shape) in self.shapes().items():
             array = arrays.get(name)
             if array is None or array.dtype != dtype or array.shape != shape:
                 raise InvalidModelError(f"the package's array {name!r} is missing or malformed")
-            if name == "local_heads" and array.max() > 1:
-                raise InvalidModelError("the package's array 'local_heads' holds more than 0 and 1")
-            if name.endswith(".scales") and not ((array >= SCALE_MIN) & (array <= SCALE_MAX)).all():
-                raise InvalidModelError(f"the package's array {name!r} has scales out of range")
+            if dtype is np.uint8 and array.max() > 1:
+                raise InvalidModelError(f"the package's array {name!r} holds more than 0 and 1")
+            if name.endswith(".scales"):
+                if not ((array >= SCALE_MIN) & (array <= SCALE_MAX)).all():
+                    raise InvalidModelError(f"the package's array {name!r} has scales out of range")
+            elif dtype is np.float32 and not (np.abs(array) <= ADDEND_MAX).all():
+                raise InvalidModelError(f"the package's array {name!r} has numbers out of range")
             if name.endswith(".codes") and name != "embed.codes" and array.min() == -128:
                 raise InvalidModelError(f"the package's array {name!r} has codes of -128")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """One transformer layer's products and their weight scales, float32 [outputs]."""
+Scaled: TypeAlias = tuple[Float32Array, Float32Array, Float32Array]
+"""A product [rows, outputs], its scales by row and by output: value = product * (row * output)."""
 
-    qkv: Product
-    qkv_scales: Float32Array
-    o: Product
-    o_scales: Float32Array
-    gate_up: Product
-    gate_up_scales: Float32Array
-    down: Product
-    down_scales: Float32Array
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Linear:
+    """A matrix of codes with one scale an output, and perhaps a bias.
+
+    Attributes:
+        product: by the matrix of codes; scales: float32 [outputs].
+        biases: float32 [outputs], added to the scaled product; None for none.
+    """
+
+    product: Product
+    scales: Float32Array
+    biases: Float32Array | None
+    _ones: Float32Array
+
+    @classmethod
+    def of(cls, arrays: Arrays, name: str, backend: type[Product]) -> Linear:
+        """The matrix of that name."""
+        scales = np.array(arrays[f"{name}.scales"])
+        biases = f"{name}.biases"
+        return cls(
+            product=backend(arrays[f"{name}.codes"]),
+            scales=scales,
+            biases=np.array(arrays[biases]) if biases in arrays else None,
+            _ones=np.ones_like(scales),
+        )
+
+    def __call__(self, codes: Int8Array, scales: Float32Array) -> Scaled:
+        """The matrix times codes * scales; codes int8 [rows, inputs], scales float32 [rows]."""
+        product = self.product(codes)
+        if self.biases is None:
+            return product, scales, self.scales
+        families.add_biases(product, scales, self.scales, self.biases)
+        return self.unscaled(product)
+
+    def unscaled(self, values: Float32Array) -> Scaled:
+        """Values that need no scales, as products."""
+        return values, np.ones(len(values), np.float32), self._ones
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Layer:
+    """One transformer layer.
+
+    Attributes:
+        up: what comes before the activation.
+        head_gains: of the norms of queries and keys, float32 [head_dim] each.
+        output_gains: of the norms after attention and after the feed-forward network, float32
+            [hidden] each.
+        slides: whether it has the sliding layers' window and rotation.
+    """
+
+    qkv: Linear
+    o: Linear
+    up: Linear
+    down: Linear
+    head_gains: tuple[Float32Array, Float32Array] | None
+    output_gains: tuple[Float32Array, Float32Array] | None
+    slides: bool
+
+    @classmethod
+    def of(cls, config: EngineConfig, arrays: Arrays, number: int, backend: type[Product]) -> Layer:
+        """Layer `number` of a package."""
+        name, family = f"layers.{number}", config.family
+
+        def pair(needed: bool, first: str, second: str) -> tuple[Float32Array, Float32Array] | None:
+            if not needed:
+                return None
+            return np.array(arrays[f"{name}.{first}"]), np.array(arrays[f"{name}.{second}"])
+
+        return cls(
+            qkv=Linear.of(arrays, f"{name}.qkv", backend),
+            o=Linear.of(arrays, f"{name}.o", backend),
+            up=Linear.of(arrays, f"{name}.{family.up}", backend),
+            down=Linear.of(arrays, f"{name}.down", backend),
+            head_gains=pair(family.head_norms, "query_gains", "key_gains"),
+            output_gains=pair(family.output_norms, "o.gains", "down.gains"),
+            slides=family.sliding and bool(arrays["sliding_layers"][number]),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -176,6 +288,7 @@ class Engine:
         lead: vectors of the soft prompt; the first token of a stream stands at this position.
         sinks: first positions that every later one sees, the soft prompt's included.
         prompt_sinks: the soft prompt's keys and values, as a session's sinks; None without one.
+        segment: tokens after which streams restart, where places have vectors; else None.
     """
 
     def __init__(
@@ -205,6 +318,7 @@ class Engine:
         self.window, self.sinks = window, sinks
         local = np.asarray(package.arrays["local_heads"]) != 0
         self.windows: Int32Array = np.where(local, local_window, window).astype(np.int32)
+        self.family = config.family
         self.lead = 0
         self.prompt_sinks: Caches | None = None
         self.hidden, self.ffn = config.hidden, config.ffn
@@ -219,21 +333,29 @@ class Engine:
         self.backend = choose_backend(inner_sizes, matmul)
         self.embed_codes: Int8Array = arrays["embed.codes"]
         self.embed_scales: Float32Array = np.array(arrays["embed.scales"])
-        self.head = self.backend(arrays["head.codes"])
-        self.head_scales: Float32Array = np.array(arrays["head.scales"])
-        self.layers = []
-        for number in range(config.layers):
-            parts: dict[str, object] = {}
-            for name in ("qkv", "o", "gate_up", "down"):
-                parts[name] = self.backend(arrays[f"layers.{number}.{name}.codes"])
-                parts[f"{name}_scales"] = np.array(arrays[f"layers.{number}.{name}.scales"])
-            self.layers.append(Layer(**parts))  # type: ignore[arg-type]
+        self.head = Linear.of(arrays, "head", self.backend)
+        self.layers = [
+            Layer.of(config, arrays, number, self.backend) for number in range(config.layers)
+        ]
+        slides = np.array([layer.slides for layer in self.layers])
+        if config.sliding_tokens is not None:
+            shorter = np.minimum(self.windows, config.sliding_tokens)
+            self.windows = np.where(slides[:, None], shorter, self.windows).astype(np.int32)
+        self._slides: list[bool] = slides.tolist()
+        self.segment: int | None = None
+        self.positions: Float32Array | None = None
+        if config.positions is not None:
+            self.positions = np.array(arrays["positions"])
+            self.segment = min(window, config.positions)
         self.vocabulary = Vocabulary.build(
             np.array(arrays["tokens.data"]),
             np.array(arrays["tokens.offsets"]),
             np.array(arrays["tokens.rank_of_id"]),
         )
-        self._rotary = (np.array(arrays["rotary.fine"]), np.array(arrays["rotary.coarse"]))
+        self._rotary = [
+            (np.array(arrays[f"rotary.{kind}fine"]), np.array(arrays[f"rotary.{kind}coarse"]))
+            for kind in (("", "sliding_") if config.family.sliding else ("",))
+        ]
         self.span = activation_span(self.ffn)
         self.logit_unit = np.float32(LOG2_E / np.sqrt(float(self.head_dim)))
 
@@ -244,27 +366,51 @@ class Engine:
         position sees them, beside the sinks that this engine has.
 
         Raises:
-            UsageError: more is seen than attention can add up.
+            UsageError: more is seen than attention can add up, or no place is left for tokens.
         """
         assert self.lead == 0
         lead = len(prompt.codes)
         _check_visible(self.window, self.sinks + lead)
+        if self.positions is not None and lead >= len(self.positions):
+            raise UsageError(
+                f"{lead} steering vectors: the model has {len(self.positions)} places in all"
+            )
         steered = copy.copy(self)
         steered.sinks = self.sinks + lead
         reader = copy.copy(steered)  # one whose tokens are the vectors
         reader.embed_codes, reader.embed_scales = prompt.codes, prompt.scales
+        if self.positions is not None:
+            reader.segment = lead
+            steered.segment = min(self.window, len(self.positions) - lead)
         session = Session(reader, streams=1, tokens=lead, steps=lead)
         session.advance(np.arange(lead, dtype=np.int32)[None])
         steered.lead, steered.prompt_sinks = lead, session.sinks
         return steered
 
-    def rotary(self, positions: int) -> tuple[Float32Array, Float32Array]:
-        """Cosines and sines of the first `positions` positions, float32 [positions, head_dim/2]."""
-        return rotary_angles(*self._rotary, positions)
+    def layer_sinks(self, number: int) -> int:
+        """First positions that every later one sees in a layer; none in a sliding one."""
+        return 0 if self._slides[number] else self.sinks
 
-    def products(self, codes: Int8Array) -> Float32Array:
-        """The head's products, float32 [rows, vocabulary]; codes int8 [rows, hidden]."""
-        return self.head(codes)
+    def activate(self, product: Scaled, codes: Int8Array, scales: Float32Array) -> None:
+        """codes * scales = what goes into the down projection; codes int8 [rows, ffn]."""
+        activation = self.family.activation
+        if activation == "silu":
+            layers.gate_and_rotate(*product, self.span, codes, scales)
+        else:
+            by_tangent = activation == "gelu_tanh"
+            families.gelu_and_rotate(*product, by_tangent, self.span, codes, scales)
+
+    def add(self, x: Float32Array, product: Scaled, gains: Float32Array | None) -> None:
+        """x += the product, normalized if there are gains; x float32 [rows, hidden]."""
+        if gains is None:
+            layers.add_product(x, *product)
+        else:
+            families.add_normalized(x, *product, gains, self.epsilon, activation_span(self.hidden))
+
+    def rotary(self, positions: int) -> list[tuple[Float32Array, Float32Array]]:
+        """By layer, cosines and sines of the first positions, float32 [positions, head_dim/2]."""
+        angles = [rotary_angles(fine, coarse, positions) for fine, coarse in self._rotary]
+        return [angles[slides] for slides in self._slides]
 
 
 Caches: TypeAlias = list[tuple[UInt8Array, Int8Array, Float32Array, Float32Array]]
@@ -298,7 +444,7 @@ class Session:
     """The state of some streams that advance together: their keys and values.
 
     Attributes:
-        position: where the next token of every stream stands.
+        position: where the next token of every stream stands, counted from the last restart.
         sinks: keys and values of the first positions.
     """
 
@@ -309,16 +455,21 @@ class Session:
             tokens: the longest stream's length, at most STREAM_TOKENS_MAX with the soft prompt.
             steps: the most tokens a stream that one call of `advance` brings.
         """
-        positions = engine.lead + tokens
         assert tokens >= 1
-        assert positions <= STREAM_TOKENS_MAX
+        assert engine.lead + tokens <= STREAM_TOKENS_MAX
+        if engine.segment is not None:
+            tokens = min(tokens, engine.segment)
+            self._again = max(1, min(128, REREAD_ROWS // streams, engine.segment // 2))
+            self._recent = np.zeros((streams, engine.segment), np.int32)
+        positions = engine.lead + tokens
         self.engine = engine
         self.streams = streams
         self.position = 0
         # Blocks of consecutive rows go through tile registers, where there are any.
         tiled = steps >= 8 and engine.head_dim % TILE_BYTES == 0 and engine.backend.tiled
         unit = attention.TILED_POSITIONS if tiled else 16
-        limits = np.minimum(positions, engine.windows + steps + unit)
+        most = steps if engine.segment is None else max(steps, self._again)
+        limits = np.minimum(positions, engine.windows + most + unit)
         rings = -(-limits // unit) * unit
         self._slots = np.zeros((len(engine.layers), engine.kv_heads + 1), np.int32)
         np.cumsum(rings, axis=1, out=self._slots[:, 1:])
@@ -341,7 +492,7 @@ class Session:
         )
         if tiled:
             self._scratch += (ROW_SHAPES,)
-        self._cosines, self._sines = engine.rotary(max(positions, engine.window + engine.sinks))
+        self._angles = engine.rotary(max(positions, engine.window + engine.sinks))
         if engine.prompt_sinks is not None:
             self._adopt(engine.prompt_sinks)
 
@@ -379,6 +530,42 @@ class Session:
             the normalized last hidden states, stream by stream: int8 codes
             [streams * steps, hidden] and their scales, float32 [streams * steps].
         """
+        segment, lead = self.engine.segment, self.engine.lead
+        if segment is None:
+            return self._read(tokens)
+        streams, steps = tokens.shape
+        codes = np.empty((streams, steps, self.engine.hidden), np.int8)
+        scales = np.empty((streams, steps), np.float32)
+        done = 0
+        while done < steps:
+            if self.position == lead + segment:
+                self._restart(segment)
+            place = self.position - lead
+            last = min(steps, done + segment - place)
+            part = np.ascontiguousarray(tokens[:, done:last])
+            self._recent[:, place : place + last - done] = part
+            found_codes, found_scales = self._read(part)
+            codes[:, done:last] = found_codes.reshape(streams, last - done, -1)
+            scales[:, done:last] = found_scales.reshape(streams, -1)
+            done = last
+        return codes.reshape(streams * steps, -1), scales.reshape(-1)
+
+    def _restart(self, segment: int) -> None:
+        """Every stream's cache holds the soft prompt, and the last half of the segment read again.
+
+        What lies at later positions is written before it is seen.
+        """
+        overlap = segment // 2
+        again = self._recent[:, segment - overlap :].copy()
+        self._recent[:, :overlap] = again
+        self.position = self.engine.lead
+        if self.engine.prompt_sinks is not None:
+            self._adopt(self.engine.prompt_sinks)
+        for start in range(0, overlap, self._again):
+            self._read(np.ascontiguousarray(again[:, start : start + self._again]))
+
+    def _read(self, tokens: Int32Array) -> tuple[Int8Array, Float32Array]:
+        """`advance` within a segment."""
         engine = self.engine
         streams, steps = tokens.shape
         assert streams == self.streams
@@ -387,41 +574,46 @@ class Session:
         row_position = np.tile(
             np.arange(self.position, self.position + steps, dtype=np.int32), streams
         )
-        heads, head_dim = engine.heads, engine.head_dim
+        width = engine.heads * engine.head_dim
         x = np.empty((rows, engine.hidden), np.float32)
         codes = np.empty((rows, engine.hidden), np.int8)
         scales = np.empty(rows, np.float32)
-        query = np.empty((rows, heads, head_dim), np.int8)
-        query_scale = np.empty((rows, heads), np.float32)
+        inner_scales = np.empty(rows, np.float32)
+        query = np.empty((rows, engine.heads, engine.head_dim), np.int8)
+        query_scale = np.empty((rows, engine.heads), np.float32)
         sink_query = np.empty_like(query)
         sink_query_scale = np.empty_like(query_scale)
-        attended = np.empty((rows, heads * head_dim), np.float32)
-        attended_codes = np.empty((rows, heads * head_dim), np.int8)
+        attended = np.empty((rows, width), np.float32)
+        attended_codes = np.empty((rows, width), np.int8)
         gated_codes = np.empty((rows, engine.ffn), np.int8)
 
         layers.embed(tokens.reshape(-1), engine.embed_codes, engine.embed_scales, x)
+        if engine.positions is not None:
+            families.add_positions(x, engine.positions, row_position)
+        queries = query, query_scale, sink_query, sink_query_scale
         for number, layer in enumerate(engine.layers):
             cache, sinks = self._caches[number], self.sinks[number]
+            places = row_stream, row_position, engine.windows[number], self._slots[number]
+            output_gains = layer.output_gains or (None, None)
             layers.normalize(x, engine.epsilon, codes, scales)
+            heads = layer.qkv(codes, scales)
+            if layer.head_gains is not None:
+                families.normalize_heads(*heads, *layer.head_gains, engine.kv_heads, engine.epsilon)
+                heads = layer.qkv.unscaled(heads[0])
             layers.project_heads(
-                layer.qkv(codes), scales, layer.qkv_scales, self._cosines, self._sines,
-                row_stream, row_position, engine.windows[number], self._slots[number],
-                engine.sinks, query, query_scale, sink_query, sink_query_scale, *cache, *sinks,
+                *heads, *self._angles[number], *places, engine.sinks, *queries, *cache, *sinks,
                 engine.logit_unit,
             )  # fmt: skip
             self._attend(
-                query, query_scale, sink_query, sink_query_scale, *cache, *sinks,
-                row_stream, row_position, engine.windows[number], self._slots[number], engine.sinks,
-                *self._scratch, attended,
+                *queries, *cache, *sinks, *places, engine.layer_sinks(number), *self._scratch,
+                attended,
             )  # fmt: skip
-            layers.quantize_rows(attended, attended_codes, scales)
-            layers.add_product(x, layer.o(attended_codes), scales, layer.o_scales)
-            layers.normalize(x, engine.epsilon, codes, scales)
-            layers.gate_and_rotate(
-                layer.gate_up(codes), scales, layer.gate_up_scales, engine.span, gated_codes,
-                scales,
-            )  # fmt: skip
-            layers.add_product(x, layer.down(gated_codes), scales, layer.down_scales)
+            layers.quantize_rows(attended, attended_codes, inner_scales)
+            engine.add(x, layer.o(attended_codes, inner_scales), output_gains[0])
+            if not engine.family.parallel:
+                layers.normalize(x, engine.epsilon, codes, scales)
+            engine.activate(layer.up(codes, scales), gated_codes, inner_scales)
+            engine.add(x, layer.down(gated_codes, inner_scales), output_gains[1])
         layers.normalize(x, engine.epsilon, codes, scales)
         self.position += steps
         return codes, scales

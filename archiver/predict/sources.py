@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archiver.errors import InvalidModelError
+from archiver.predict.architectures import JOINED, architecture_of
 from archiver.types import LocalHeads
 
 # Bounds on what a configuration may ask for.  They are generous (the largest Llama has
@@ -36,9 +37,36 @@ Tensor = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceConfig:
-    """The shape of a Llama-family transformer.
+class Sliding:
+    """Layers that see fewer tokens and turn queries and keys by angles of their own.
 
+    Attributes:
+        tokens: that a position sees there, itself included.
+        layers: 1 for each layer that slides, 0 for each other.
+        rope_theta: the base of their rotation, a binary32 value.
+    """
+
+    tokens: int
+    layers: tuple[int, ...]
+    rope_theta: float
+
+    def __post_init__(self) -> None:
+        if type(self.tokens) is not int or not 1 <= self.tokens <= MAX_CONTEXT_TOKENS:
+            raise InvalidModelError(f"a sliding window of {self.tokens!r} tokens")
+        if not all(type(layer) is int and layer in (0, 1) for layer in self.layers):
+            raise InvalidModelError("sliding layers must be 0 or 1")
+        object.__setattr__(self, "layers", tuple(self.layers))  # JSON gives lists
+        object.__setattr__(self, "rope_theta", _checked_float("rope_theta", self.rope_theta))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceConfig:
+    """The shape of a transformer of one of the families in `architectures`.
+
+    ``rotary_dims`` are the first dimensions of a head that are turned by the position; None: all.
+    ``sliding`` tells of sliding layers, in the families that have them.
+    ``context_length`` is what the model was trained for; where it has vectors of positions, their
+    number.
     ``local_heads`` marks the key/value heads that lose little when they look back over a short
     window only; None: there are no such heads.
 
@@ -59,10 +87,11 @@ class SourceConfig:
     context_length: int
     tied: bool
     local_heads: LocalHeads | None = None
+    rotary_dims: int | None = None
+    sliding: Sliding | None = None
 
     def __post_init__(self) -> None:
-        if self.architecture != "llama":
-            raise InvalidModelError(f"architecture {self.architecture!r} is not supported")
+        family = architecture_of(self.architecture)
         bounds = {
             "hidden": MAX_WIDTH,
             "layers": MAX_LAYERS,
@@ -83,15 +112,21 @@ class SourceConfig:
             )
         if self.head_dim % 2:
             raise InvalidModelError(f"head_dim is {self.head_dim}; rotation needs an even number")
+        dims = self.head_dim if self.rotary_dims is None else self.rotary_dims
+        if type(dims) is not int or not 0 <= dims <= self.head_dim or dims % 2:
+            raise InvalidModelError(f"rotary_dims is {dims!r}, not an even number up to head_dim")
+        if isinstance(self.sliding, dict):  # as JSON gives it
+            object.__setattr__(self, "sliding", Sliding(**self.sliding))
+        if (self.sliding is not None) != family.sliding:
+            raise InvalidModelError(f"sliding layers are a matter of {self.architecture} or not")
+        if self.sliding is not None and len(self.sliding.layers) != self.layers:
+            raise InvalidModelError("sliding layers have not the number of the layers")
         if self.heads * self.head_dim > MAX_WIDTH:
             raise InvalidModelError("heads x head_dim is too large")
         if self.local_heads is not None:
             self._check_local_heads(self.local_heads)
         for name in ("rope_theta", "norm_eps"):
-            value = getattr(self, name)
-            if not isinstance(value, float) or not math.isfinite(value) or value <= 0:
-                raise InvalidModelError(f"{name} is {value!r}, not a positive number")
-            object.__setattr__(self, name, _as_binary32(name, value))
+            object.__setattr__(self, name, _checked_float(name, getattr(self, name)))
 
     def _check_local_heads(self, local_heads: LocalHeads) -> None:
         rows = tuple(map(tuple, local_heads))  # JSON gives lists
@@ -102,8 +137,10 @@ class SourceConfig:
         object.__setattr__(self, "local_heads", rows)
 
 
-def _as_binary32(name: str, value: float) -> float:
+def _checked_float(name: str, value: object) -> float:
     """Return ``value`` rounded to binary32, which must leave it a positive normal number."""
+    if not isinstance(value, float) or not math.isfinite(value) or value <= 0:
+        raise InvalidModelError(f"{name} is {value!r}, not a positive number")
     if not 2.0**-126 <= value < 2.0**127:
         raise InvalidModelError(f"{name} is {value!r}, out of range")
     return float(np.float32(value))
@@ -151,25 +188,42 @@ class SourceModel:
 def expected_shapes(config: SourceConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor that a model of this shape has, by canonical name.
 
-    Matrices are [out, in].  ``head`` is there only when it is not tied to ``embed``.
+    Matrices are [out, in]; the bias of a matrix or norm is named after it.  ``head`` is there only
+    when it is not tied to ``embed``.
     """
+    family = architecture_of(config.architecture)
     hidden, ffn = config.hidden, config.ffn
     query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
     shapes: dict[str, tuple[int, ...]] = {"embed": (config.vocab, hidden), "norm": (hidden,)}
     if not config.tied:
         shapes["head"] = (config.vocab, hidden)
+    if family.positions:
+        shapes["positions"] = (config.context_length, hidden)
+    if family.centred:
+        shapes["norm.bias"] = (hidden,)
     for layer in range(config.layers):
-        shapes |= {
-            f"layers.{layer}.norm1": (hidden,),
-            f"layers.{layer}.q": (query, hidden),
-            f"layers.{layer}.k": (key, hidden),
-            f"layers.{layer}.v": (key, hidden),
-            f"layers.{layer}.o": (hidden, query),
-            f"layers.{layer}.norm2": (hidden,),
-            f"layers.{layer}.gate": (ffn, hidden),
-            f"layers.{layer}.up": (ffn, hidden),
-            f"layers.{layer}.down": (hidden, ffn),
+        parts: dict[str, tuple[int, ...]] = {
+            "norm1": (hidden,),
+            "q": (query, hidden),
+            "k": (key, hidden),
+            "v": (key, hidden),
+            "o": (hidden, query),
+            "norm2": (hidden,),
+            "gate": (ffn, hidden),
+            "up": (ffn, hidden),
+            "down": (hidden, ffn),
         }
+        if not family.gated:
+            del parts["gate"]
+        if family.head_norms:
+            parts |= {"q_norm": (config.head_dim,), "k_norm": (config.head_dim,)}
+        if family.output_norms:
+            parts |= {"o_norm": (hidden,), "down_norm": (hidden,)}
+        biased = {part for matrix in family.biased for part in JOINED.get(matrix, (matrix,))}
+        if family.centred:
+            biased |= {"norm1", "norm2"}
+        parts |= {f"{part}.bias": parts[part][:1] for part in parts if part in biased}
+        shapes |= {f"layers.{layer}.{part}": shape for part, shape in parts.items()}
     return shapes
 
 
@@ -228,7 +282,9 @@ def check_shapes(
             raise InvalidModelError(f"tensor {name} has shape {tuple(found[name])}, not {shape}")
     unknown = sorted(set(found) - set(expected) - ignored)
     if unknown:
-        raise InvalidModelError(f"tensor {unknown[0]} is not one that a Llama model has")
+        raise InvalidModelError(
+            f"tensor {unknown[0]} is not one that a {config.architecture} model has"
+        )
     return expected
 
 

@@ -1,18 +1,18 @@
-"""Llama-family models in Hugging Face folders: config.json, *.safetensors, tokenizer.json."""
+"""Models in Hugging Face folders: config.json, *.safetensors, tokenizer.json."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from archiver.errors import InvalidModelError
+from archiver.predict.config_hf import read_config
+from archiver.predict.names_hf import NAMES
 from archiver.predict.sources import (
     LazyTensors,
-    SourceConfig,
     SourceModel,
     check_shapes,
     start_token_of,
@@ -23,53 +23,38 @@ from archiver.text.byte_level import plain_tokenizer_json, special_ids_of, token
 MAX_JSON_BYTES = 64 << 20
 _INDEX = "model.safetensors.index.json"
 
-_TOP_NAMES = {
-    "model.embed_tokens.weight": "embed",
-    "model.norm.weight": "norm",
-    "lm_head.weight": "head",
-}
-_LAYER_NAMES = {
-    "input_layernorm.weight": "norm1",
-    "self_attn.q_proj.weight": "q",
-    "self_attn.k_proj.weight": "k",
-    "self_attn.v_proj.weight": "v",
-    "self_attn.o_proj.weight": "o",
-    "post_attention_layernorm.weight": "norm2",
-    "mlp.gate_proj.weight": "gate",
-    "mlp.up_proj.weight": "up",
-    "mlp.down_proj.weight": "down",
-}
-# Frequencies of the rotation that old versions saved; they follow from rope_theta.
-_DERIVED = "self_attn.rotary_emb.inv_freq"
-
 
 def read_hf_folder(folder: Path) -> SourceModel:
     """Return the model in a Hugging Face folder.
 
     Raises:
         InvalidModelError: a file is missing or malformed, the weights exist only as pickles, or
-            it is something other than a plain Llama with a byte-level BPE tokenizer.
+            it is something other than a model of a known family with a byte-level BPE tokenizer.
     """
     settings = _read_json(folder / "config.json")
-    config = _read_config(settings)
+    config = read_config(settings)
+    names = NAMES[config.architecture]
     files = [open_tensor_file(path) for path in _weight_files(folder)]
-    views: dict[str, tuple[str, NDArray[np.generic]]] = {}
+    views: dict[str, tuple[str, NDArray[np.generic], tuple[int, ...]]] = {}
     for file in files:
-        for source, view in file.map().items():
-            name = _canonical_name(source)
-            if name in views:
-                raise InvalidModelError(f"tensor {source} occurs in two files")
-            views[name] = (file.entries[source].dtype, view)
-    ignored = {name for name in views if name.endswith(_DERIVED)}
+        for source, whole in file.map().items():
+            for name, view, shape in names.views(config, source, whole):
+                if name in views:
+                    raise InvalidModelError(f"tensor {source} occurs twice")
+                views[name] = (file.entries[source].dtype, view, shape)
+    ignored = {name for name in views if name.endswith(names.ignored)}
     if config.tied:
         ignored.add("head")
     shapes = check_shapes(
-        config, {name: view.shape for name, (_, view) in views.items()}, frozenset(ignored)
+        config, {name: shape for name, (_, _, shape) in views.items()}, frozenset(ignored)
     )
 
     def read(name: str) -> NDArray[np.float32]:
-        dtype, view = views[name]
-        return _as_float32(name, dtype, view)
+        dtype, view, shape = views[name]
+        weights = _as_float32(name, dtype, view).reshape(shape)
+        if names.gain_less_one and len(shape) == 1:
+            return np.float32(1) + weights
+        return weights
 
     tokenizer_json = plain_tokenizer_json(_read_text(folder / "tokenizer.json"))
     start_token_id = start_token_of(
@@ -99,17 +84,6 @@ def _as_float32(name: str, dtype: str, view: NDArray[np.generic]) -> NDArray[np.
     raise InvalidModelError(f"tensor {name} is of type {dtype}, not of floating-point numbers")
 
 
-def _canonical_name(name: str) -> str:
-    """Return the canonical name of a tensor, or the name as it is where there is none."""
-    if name in _TOP_NAMES:
-        return _TOP_NAMES[name]
-    layer, _, kind = name.removeprefix("model.layers.").partition(".")
-    plain = layer.isascii() and layer.isdigit() and str(int(layer[:9])) == layer
-    if name.startswith("model.layers.") and plain and kind in _LAYER_NAMES:
-        return f"layers.{layer}.{_LAYER_NAMES[kind]}"
-    return name
-
-
 def _weight_files(folder: Path) -> list[Path]:
     """Return the folder's safetensors files that make up the model."""
     if (folder / _INDEX).is_file():
@@ -136,78 +110,6 @@ def _weight_files(folder: Path) -> list[Path]:
             "save them as safetensors"
         )
     raise InvalidModelError("no safetensors file")
-
-
-def _read_config(settings: Mapping[str, object]) -> SourceConfig:
-    """Return the shape that config.json states.
-
-    Raises:
-        InvalidModelError: it is another architecture, or one of its variants that the engine
-            does not compute.
-    """
-    architecture = settings.get("model_type")
-    if architecture != "llama":
-        raise InvalidModelError(f"architecture {architecture!r} is not supported (llama is)")
-    for switch in ("attention_bias", "mlp_bias"):
-        if settings.get(switch):
-            raise InvalidModelError(f"{switch} is not supported")
-    activation = settings.get("hidden_act", "silu")
-    if activation != "silu":
-        raise InvalidModelError(f"the activation {activation!r} is not supported (silu is)")
-    if settings.get("quantization_config"):
-        raise InvalidModelError("the weights are quantized in a way of their own")
-    hidden, heads = _integer(settings, "hidden_size"), _integer(settings, "num_attention_heads")
-    if heads < 1:
-        raise InvalidModelError("the model has no attention heads")
-    return SourceConfig(
-        architecture="llama",
-        hidden=hidden,
-        layers=_integer(settings, "num_hidden_layers"),
-        heads=heads,
-        kv_heads=_integer(settings, "num_key_value_heads", heads),
-        head_dim=_integer(settings, "head_dim", hidden // heads),
-        ffn=_integer(settings, "intermediate_size"),
-        vocab=_integer(settings, "vocab_size"),
-        rope_theta=_rope_theta(settings),
-        norm_eps=_number(settings, "rms_norm_eps", 1e-6),
-        context_length=_integer(settings, "max_position_embeddings", 2048),
-        tied=bool(settings.get("tie_word_embeddings", False)),
-    )
-
-
-def _rope_theta(settings: Mapping[str, object]) -> float:
-    """Return the base of the rotation, which stands at either of two places."""
-    # rope_parameters since transformers 5, rope_scaling (and rope_theta beside it) before.
-    nested = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    if not isinstance(nested, dict):
-        raise InvalidModelError("the rotary parameters are malformed")
-    kind = nested.get("rope_type", nested.get("type", "default"))
-    if kind != "default":
-        raise InvalidModelError(f"scaled rotary positions ({kind}) are not supported")
-    if nested.get("rope_theta") is not None:
-        return _number(nested, "rope_theta", 10000.0)
-    return _number(settings, "rope_theta", 10000.0)
-
-
-def _integer(settings: Mapping[str, object], key: str, default: int | None = None) -> int:
-    value = settings.get(key)
-    if value is None:
-        value = default
-    if type(value) is not int:
-        raise InvalidModelError(f"config.json: {key} is {value!r}, not an integer")
-    return value
-
-
-def _number(settings: Mapping[str, object], key: str, default: float) -> float:
-    value = settings.get(key)
-    if value is None:
-        value = default
-    if type(value) not in (int, float) or not isinstance(value, (int, float)):
-        raise InvalidModelError(f"config.json: {key} is {value!r}, not a number")
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise InvalidModelError(f"config.json: {key} is out of range") from error
 
 
 def _token_id(value: object) -> int | None:

@@ -51,23 +51,28 @@ def _to_float(value: int) -> float:
     return value / (1 << FIXED_BITS)
 
 
-def rotary_tables(theta: float, head_dim: int) -> tuple[Float64Array, Float64Array]:
+def rotary_tables(
+    theta: float, head_dim: int, rotary_dims: int | None = None
+) -> tuple[Float64Array, Float64Array]:
     """Fine and coarse tables of a rotary embedding's angles.
 
-    Pair i of a head turns by theta^(-2 i / head_dim) radians a position.
+    Pair i of a head turns by theta^(-2 i / rotary_dims) radians a position, where 2 i is below
+    rotary_dims; other pairs stay as they are. By default every pair turns.
 
     Returns:
         fine: float64 [256, head_dim / 2, 2], (cos, sin) at positions 0 to 255;
         coarse: float64 [256, head_dim / 2, 2], (cos, sin) at positions 0, 256, ... 65,280.
     """
+    turned = head_dim if rotary_dims is None else rotary_dims
     half = head_dim // 2
     fine = np.empty((ROTARY_SPAN, half, 2))
     coarse = np.empty((ROTARY_SPAN, half, 2))
+    fine[:, turned // 2 :] = coarse[:, turned // 2 :] = (1.0, 0.0)
     with localcontext() as context:
         context.prec = PI_DIGITS
         log_theta = Decimal(theta).ln()
-        for i in range(half):
-            step = (-log_theta * 2 * i / head_dim).exp()
+        for i in range(turned // 2):
+            step = (-log_theta * 2 * i / turned).exp()
             cosine, sine = (
                 int((v * (1 << FIXED_BITS)).to_integral_value()) for v in _cos_sin(step)
             )
@@ -156,11 +161,15 @@ def rotation(size: int) -> tuple[Int8Array, int]:
     core = hadamard(block)
     assert core is not None
     matrix = np.kron(np.eye(size // block, dtype=np.int8), core)
-    bits = np.unpackbits(
-        np.frombuffer(hashlib.shake_256(b"llmzip rotation").digest(size // 8 + 1), np.uint8)
-    )[:size]
-    signs = (1 - 2 * bits.astype(np.int8)).astype(np.int8)
-    return np.ascontiguousarray(matrix * signs[:, None]), block
+    return np.ascontiguousarray(matrix * stream_signs(size)[:, None]), block
+
+
+def stream_signs(size: int) -> Int8Array:
+    """The fixed pseudo-random signs of a rotation, int8 [size] of +1 and -1."""
+    digest = hashlib.shake_256(b"llmzip rotation").digest(size // 8 + 1)
+    bits = np.unpackbits(np.frombuffer(digest, np.uint8))[:size]
+    signs: Int8Array = (1 - 2 * bits.astype(np.int8)).astype(np.int8)
+    return signs
 
 
 def activation_span(size: int) -> int:

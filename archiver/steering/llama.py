@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from archiver.errors import InvalidModelError
 from archiver.levels import DEFAULT_LEVEL, LEVELS, SINK_TOKENS
 from archiver.predict.engine import LOG2_E, EngineConfig
 from archiver.predict.package import ModelPackage
@@ -45,8 +46,12 @@ class TrainingModel:
     """A package's weights, ready to tell how many bits tokens take after some soft prompt."""
 
     def __init__(self, package: ModelPackage, device: str = "cpu") -> None:
-        """Raises: InvalidModelError: a malformed package."""
+        """Raises: InvalidModelError: a malformed package, or one of another family."""
         config = EngineConfig.of(package)
+        if config.architecture != "llama":
+            raise InvalidModelError(
+                f"vectors are trained for Llama models only, not for {config.architecture}"
+            )
         arrays = package.arrays
         self.config = config
         self.device = torch.device(device)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from archiver.errors import OutputError
+from archiver.errors import InvalidModelError, OutputError
 from archiver.predict.tensor_file import write_tensor_file
 
 if TYPE_CHECKING:
@@ -36,9 +36,12 @@ def write_hf_folder(folder: Path, source: SourceModel) -> None:
     Weights are float32, so that nothing is lost.
 
     Raises:
+        InvalidModelError: the model is not of the Llama family.
         OutputError: the folder holds something already, or cannot be written.
     """
     config = source.config
+    if config.architecture != "llama":
+        raise InvalidModelError(f"only Llama models are exported, not {config.architecture}")
     arrays: dict[str, np.ndarray] = {}
     for name in source.tensors:
         if name in _TOP:

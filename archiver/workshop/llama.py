@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812, torch's own name for it
 
+from archiver.errors import InvalidModelError
 from archiver.workshop import fused
 from archiver.workshop.names import JOINED
 from archiver.workshop.windows import Windows, attention, heads_by_window, rotated
@@ -38,7 +39,15 @@ def compute_type() -> torch.dtype:
 
 
 def joined_weights(source: SourceModel) -> dict[str, torch.Tensor]:
-    """A source's weights, float32, with the matrices of ``JOINED`` stacked by rows."""
+    """A source's weights, float32, with the matrices of ``JOINED`` stacked by rows.
+
+    Raises:
+        InvalidModelError: the model is of another family.
+    """
+    if source.config.architecture != "llama":
+        raise InvalidModelError(
+            f"the workshop runs Llama models only, not {source.config.architecture}"
+        )
     weights = {
         name: torch.from_numpy(source.tensors[name])
         for name in source.tensors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from archiver.predict.adapter import JOINED
+from archiver.predict.architectures import JOINED
 
 __all__ = ["JOINED", "MATRICES"]
 

@@ -134,7 +134,7 @@ engine = Engine(registry.resolve("tiny"), window=40, local_window=20, sinks=4)
 codes, scales = Session(engine, streams=1, tokens=40, steps=40).advance(np.zeros((1, 40), np.int32))
 tree = engine.vocabulary
 head.path_probabilities(
-    engine.products(codes), scales, engine.head_scales, np.zeros(40, np.int32), tree.splits,
+    *engine.head(codes, scales), np.zeros(40, np.int32), tree.splits,
     tree.left, tree.right, np.empty(40 * tree.deepest, np.uint32), np.empty(40, np.int32),
 )
 for module in (attention, elementary, head, layers, symbols):

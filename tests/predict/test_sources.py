@@ -139,7 +139,7 @@ def test_a_folder_with_several_weight_files_is_read_by_its_index(folder: Path) -
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"model_type": "gpt2"}, "architecture 'gpt2' is not supported"),
+        ({"model_type": "rwkv"}, "architecture 'rwkv' is not supported"),
         ({"model_type": ...}, "architecture None"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "scaled rotary positions"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "scaled rotary positions"),
@@ -186,7 +186,7 @@ def test_weights_that_are_not_finite_are_refused_when_read(folder: Path, value: 
 def test_missing_extra_and_integer_tensors_are_refused(folder: Path) -> None:
     _edit_weights(folder, lambda weights: weights.update(
         {"model.layers.0.self_attn.q_proj.bias": np.zeros(48, np.float32)}))  # fmt: skip
-    with pytest.raises(InvalidModelError, match=r"q_proj\.bias is not one that a Llama"):
+    with pytest.raises(InvalidModelError, match=r"q_proj\.bias is not one that a llama"):
         read_source(folder)
     _edit_weights(folder, lambda weights: weights.pop("model.layers.0.self_attn.q_proj.bias"))
     _edit_weights(folder, lambda weights: weights.update(

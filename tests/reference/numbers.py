@@ -70,12 +70,22 @@ def normalize(x: Float32s, norm_epsilon: float) -> tuple[Integers, np.float32]:
     """normalize(x): the codes of a vector, and one scale for all of them."""
     quantized = quantize(x)
     m = f32(quantized.magnitude)
+    s = f32((f64(m) / f64(127)) / _root(x, m, norm_epsilon))
+    return quantized.codes, s
+
+
+def rms_norm(x: Float32s, gains: Float32s, norm_epsilon: float) -> Float32s:
+    """rms_norm(x, gains) of a vector."""
+    factor = f32(f64(1) / _root(x, f32(quantize(x).magnitude), norm_epsilon))
+    return _f32s((x * factor) * gains)
+
+
+def _root(x: Float32s, m: np.float32, norm_epsilon: float) -> np.float64:
     k = f32(32767) / m
     z = int(np.sum(rounded(x * k) ** 2))
     u = f64(m) / f64(32767)
     mean = ((f64(z) * u) * u) / f64(len(x))
-    s = f32((f64(m) / f64(127)) / np.sqrt(mean + f64(norm_epsilon)))
-    return quantized.codes, s
+    return f64(np.sqrt(mean + f64(norm_epsilon)))
 
 
 def to_f32(integers: Integers) -> Float32s:

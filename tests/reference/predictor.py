@@ -25,6 +25,7 @@ from tests.reference.numbers import (
     hex_f32,
     normalize,
     quantize,
+    rms_norm,
     rounded,
     to_f32,
 )
@@ -34,27 +35,63 @@ WEIGHT_TOTAL = f32(65472)
 SCORE_ONE = f32(131072)
 
 
-class Matrix:
-    """Codes of shape (rows, columns) with one scale a row."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A row of the text's table of architectures."""
 
-    def __init__(self, package: Package, name: str) -> None:
+    biases: frozenset[str] = frozenset()
+    head_norms: bool = False
+    output_norms: bool = False
+    parallel: bool = False
+    activation: str = "silu"
+    gate: bool = True
+    positions: bool = False
+    sliding: bool = False
+
+
+ALL = frozenset({"qkv", "o", "up", "down", "head"})
+FAMILIES = {
+    "llama": Family(),
+    "qwen2": Family(biases=frozenset({"qkv"})),
+    "qwen3": Family(head_norms=True),
+    "gpt_neox": Family(biases=ALL, parallel=True, activation="gelu", gate=False),
+    "gpt2": Family(biases=ALL, activation="gelu_tanh", gate=False, positions=True),
+    "gemma3": Family(head_norms=True, output_norms=True, activation="gelu_tanh", sliding=True),
+}
+
+
+class Matrix:
+    """Codes of shape (rows, columns) with one scale a row, and a bias in some families."""
+
+    def __init__(self, package: Package, name: str, *, biased: bool = False) -> None:
         self.codes = package.arrays[f"{name}.codes"].astype(np.int64)
         self.scales: Float32s = package.arrays[f"{name}.scales"]
+        self.biases: Float32s | None = package.arrays[f"{name}.biases"] if biased else None
 
     def times(self, q: Integers, s: np.float32 | Float32s) -> Float32s:
-        """r[i] * (s * scales[i]), where r is the product of the matrix with the codes q."""
-        return to_f32(self.codes @ q) * (f32(s) * self.scales)
+        """apply(M, q, s)."""
+        y: Float32s = to_f32(self.codes @ q) * (f32(s) * self.scales)
+        return y if self.biases is None else y + self.biases
 
 
 class Layer:
     """The matrices of one layer, and which of its heads are local."""
 
-    def __init__(self, package: Package, number: int) -> None:
-        self.local: list[int] = package.arrays["local_heads"][number].tolist()
-        self.qkv = Matrix(package, f"layers.{number}.qkv")
-        self.o = Matrix(package, f"layers.{number}.o")
-        self.gate_up = Matrix(package, f"layers.{number}.gate_up")
-        self.down = Matrix(package, f"layers.{number}.down")
+    def __init__(self, package: Package, number: int, family: Family) -> None:
+        name, arrays = f"layers.{number}", package.arrays
+        self.local: list[int] = arrays["local_heads"][number].tolist()
+        self.qkv = Matrix(package, f"{name}.qkv", biased="qkv" in family.biases)
+        self.o = Matrix(package, f"{name}.o", biased="o" in family.biases)
+        up = f"{name}.gate_up" if family.gate else f"{name}.up"
+        self.up = Matrix(package, up, biased="up" in family.biases)
+        self.down = Matrix(package, f"{name}.down", biased="down" in family.biases)
+        self.slides = family.sliding and bool(arrays["sliding_layers"][number])
+        if family.head_norms:
+            self.query_gains: Float32s = arrays[f"{name}.query_gains"]
+            self.key_gains: Float32s = arrays[f"{name}.key_gains"]
+        if family.output_norms:
+            self.o_gains: Float32s = arrays[f"{name}.o.gains"]
+            self.down_gains: Float32s = arrays[f"{name}.down.gains"]
 
 
 class Model:
@@ -62,6 +99,11 @@ class Model:
 
     def __init__(self, package: Package) -> None:
         config = package.config
+        self.family = FAMILIES[config["architecture"]]
+        self.N: int | None = config.get("positions")
+        self.sliding_tokens: int | None = config.get("sliding_tokens")
+        if self.family.positions:
+            self.positions: Float32s = package.arrays["positions"]
         self.A: int = config["heads"]
         self.B: int = config["kv_heads"]
         self.D: int = config["head_dim"]
@@ -71,16 +113,19 @@ class Model:
         self.L = f32(f64(LOG2_E) / np.sqrt(f64(self.D)))
         self.embed_codes: NDArray[np.int8] = package.arrays["embed.codes"]
         self.embed_scales: Float32s = package.arrays["embed.scales"]
-        self.layers = [Layer(package, number) for number in range(config["layers"])]
-        self.head = Matrix(package, "head")
-        self.coarse: NDArray[np.float64] = package.arrays["rotary.coarse"]
-        self.fine: NDArray[np.float64] = package.arrays["rotary.fine"]
+        self.layers = [Layer(package, number, self.family) for number in range(config["layers"])]
+        self.head = Matrix(package, "head", biased="head" in self.family.biases)
+        self.tables: dict[bool, tuple[NDArray[np.float64], NDArray[np.float64]]] = {
+            slides: (package.arrays[f"rotary.{kind}coarse"], package.arrays[f"rotary.{kind}fine"])
+            for slides, kind in ((False, ""), (True, "sliding_"))[: 1 + self.family.sliding]
+        }
 
-    def rotate(self, y: Float32s, p: int) -> Float32s:
+    def rotate(self, y: Float32s, p: int, slides: bool) -> Float32s:
         """rotate(y, p) of each row of y, which has D columns."""
+        coarse, fine = self.tables[slides]
         a, b = divmod(p, 256)
-        C, S = self.coarse[a, :, 0], self.coarse[a, :, 1]  # noqa: N806 (the text's symbols)
-        c, s = self.fine[b, :, 0], self.fine[b, :, 1]
+        C, S = coarse[a, :, 0], coarse[a, :, 1]  # noqa: N806 (the text's symbols)
+        c, s = fine[b, :, 0], fine[b, :, 1]
         cosine = (C * c - S * s).astype(np.float32)
         sine = (S * c + C * s).astype(np.float32)
         h = self.D // 2
@@ -135,7 +180,12 @@ class Stream:
         self.W = window_tokens
         self.local_W = local_window_tokens
         self.K = sink_tokens + len(vectors)
+        self.k = len(vectors)
         self.position = 0
+        self.recent: list[int] = []  # the inputs since the last restart, those read again included
+        self.R = None if model.N is None else min(window_tokens, model.N - self.k)
+        if self.R is not None:
+            positions = min(positions, self.R)
         positions += len(vectors)
         self.memories = [Memory(positions, model.B, model.D) for _ in model.layers]
         for vector in vectors:
@@ -143,38 +193,65 @@ class Stream:
 
     def step(self, token: int) -> Integers:
         """The weights by rank, 1 to 2^30 + 1, of the token at this position."""
+        if self.R is not None and self.position == self.k + self.R:
+            # The keys and values from position k on are written anew before they are seen.
+            self.position = self.k
+            again = self.recent[self.R - self.R // 2 :]
+            self.recent = []
+            for earlier in again:
+                self._read(earlier)
+        return self._read(token)
+
+    def _read(self, token: int) -> Integers:
         model = self.model
+        self.recent.append(token)
         return self._advance(
             model.embed_codes[token].astype(np.float32) * model.embed_scales[token]
         )
 
     def _advance(self, x: Float32s) -> Integers:
         model = self.model
+        family = model.family
+        if family.positions:
+            x = x + model.positions[self.position]
         for layer, memory in zip(model.layers, self.memories, strict=True):
-            x = x + self._attention(x, layer, memory)
-            x = x + self._feed_forward(x, layer)
+            before = x
+            y = self._attention(x, layer, memory)
+            x = x + (self._output_norm(y, layer.o_gains) if family.output_norms else y)
+            y = self._feed_forward(before if family.parallel else x, layer)
+            x = x + (self._output_norm(y, layer.down_gains) if family.output_norms else y)
         self.position += 1
         q, s = normalize(x, model.norm_epsilon)
         z = model.head.times(q, s)
         weights: Integers = np.trunc(exp2(z - np.max(z)) * f32(2.0**30)).astype(np.int64) + 1
         return weights
 
+    def _output_norm(self, y: Float32s, gains: Float32s) -> Float32s:
+        return _transform(rms_norm(y, gains, self.model.norm_epsilon))
+
     def _attention(self, x: Float32s, layer: Layer, memory: Memory) -> Float32s:
         model, p = self.model, self.position
         q, s = normalize(x, model.norm_epsilon)
         y = layer.qkv.times(q, s).reshape(-1, model.D)
         queries, keys, values = np.split(y, [model.A, model.A + model.B])
-        memory.keep(p, quantize(model.rotate(keys, p)), quantize(values))
+        if model.family.head_norms:
+            epsilon = model.norm_epsilon
+            queries = np.stack([rms_norm(v, layer.query_gains, epsilon) for v in queries])
+            keys = np.stack([rms_norm(v, layer.key_gains, epsilon) for v in keys])
+        memory.keep(p, quantize(model.rotate(keys, p, layer.slides)), quantize(values))
 
-        near_query = quantize(model.rotate(queries, p))
+        near_query = quantize(model.rotate(queries, p, layer.slides))
 
         outputs = []
         for g in range(model.A):
             b = g // (model.A // model.B)
             W = self.local_W if layer.local[b] else self.W  # noqa: N806 (the text's symbol)
-            sink_query = quantize(model.rotate(queries, min(p, W + self.K - 1)))
+            K = self.K  # noqa: N806
+            if layer.slides and model.sliding_tokens is not None:
+                W, K = min(W, model.sliding_tokens), 0  # noqa: N806
+            sink_query = quantize(model.rotate(queries, min(p, W + K - 1), layer.slides))
             first = max(0, p - W + 1)  # of the window
-            sinks = np.arange(min(self.K, first))
+            sinks = np.arange(min(K, first))
             window = np.arange(first, p + 1)
             seen = np.concatenate([sinks, window])
             sink_scores = self._scores(sink_query, g, memory, sinks, b)
@@ -192,12 +269,43 @@ class Stream:
         return t
 
     def _feed_forward(self, x: Float32s, layer: Layer) -> Float32s:
+        family = self.model.family
         q, s = normalize(x, self.model.norm_epsilon)
-        a, b = np.split(layer.gate_up.times(q, s), 2)
-        e = exp2(-np.abs(a * hex_f32("0x1.715476p+0")))
-        v = (a * (np.where(a >= 0, f32(1), e) / (f32(1) + e))) * b
+        y = layer.up.times(q, s)
+        v = ACTIVATIONS[family.activation](y[: self.model.F])
+        if family.gate:
+            v = v * y[self.model.F :]
         v_quantized = quantize(_transform(v))
         return layer.down.times(v_quantized.codes, v_quantized.scale())
+
+
+def _logistic(a: Float32s, power: Float32s) -> Float32s:
+    """a times the logistic function of power / log2(e)."""
+    e = exp2(-np.abs(power))
+    result: Float32s = a * (np.where(a >= 0, f32(1), e) / (f32(1) + e))
+    return result
+
+
+def _silu(a: Float32s) -> Float32s:
+    return _logistic(a, a * hex_f32("0x1.715476p+0"))
+
+
+def _gelu_tanh(a: Float32s) -> Float32s:
+    return _logistic(a, a * (hex_f32("0x1.26aec2p+1") + hex_f32("0x1.a5a7dp-4") * (a * a)))
+
+
+def _gelu(a: Float32s) -> Float32s:
+    t = f32(1) / (f32(1) + hex_f32("0x1.da671p-3") * np.abs(a))
+    c = np.full_like(a, hex_f32("0x1.0fb844p-1"))
+    for coefficient in ("-0x1.7401c6p-1", "0x1.6be1c6p-1", "-0x1.23531cp-3", "0x1.04f20cp-3"):
+        c = c * t
+        c = c + hex_f32(coefficient)
+    tail = (c * t) * exp2(-((a * a) * hex_f32("0x1.715476p-1")))
+    result: Float32s = a * np.where(a >= 0, f32(1) - tail, tail)
+    return result
+
+
+ACTIVATIONS = {"silu": _silu, "gelu_tanh": _gelu_tanh, "gelu": _gelu}
 
 
 def _mean(t: Float32s, codes: Integers, scales: Float32s) -> Float32s:

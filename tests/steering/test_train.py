@@ -62,10 +62,9 @@ def engine_bits(package: ModelPackage, prompt: SoftPrompt, ranks: Int32Array) ->
     logits, weights = np.empty(size, np.float32), np.empty(size, np.int32)
     cumulative = np.empty(-(-size // head.TILE_RANKS) + 1, np.int64)
     bits = np.empty(len(ranks), np.float32)
-    for i, product in enumerate(engine.products(codes[0])):
-        head.weigh_vocabulary(
-            product, scales[0, i], engine.head_scales, logits, weights, cumulative
-        )
+    products, row_scales, head_scales = engine.head(codes[0], scales[0])
+    for i, product in enumerate(products):
+        head.weigh_vocabulary(product, row_scales[i], head_scales, logits, weights, cumulative)
         bits[i] = np.log2(weights.sum(dtype=np.float64) / weights[ranks[i]])
     return bits
 

@@ -47,7 +47,7 @@ def quantize(x, magnitude, codes):
 
 
 @njit(**KERNEL_OPTIONS)
-def _square_sum(x, to_fixed):
+def square_sum(x, to_fixed):
     """Sum of squares of round(x * to_fixed) in int64; each term is below 2^30."""
     total = np.int64(0)
     for j in range(x.shape[0]):
@@ -78,7 +78,7 @@ def normalize(x, epsilon, codes, scales):
     for row in range(x.shape[0]):
         magnitude = greatest_magnitude(x[row])
         quantize(x[row], magnitude, codes[row])
-        total = _square_sum(x[row], SQUARE_ONE / magnitude)
+        total = square_sum(x[row], SQUARE_ONE / magnitude)
         unit = np.float64(magnitude) / np.float64(SQUARE_ONE)
         mean = ((np.float64(total) * unit) * unit) / np.float64(hidden)
         root = np.sqrt(mean + epsilon)
@@ -95,7 +95,7 @@ def add_product(x, product, scales, weight_scales):
 
 
 @njit(**KERNEL_OPTIONS)
-def _unscale(product, scale, weight_scales, y):
+def unscale(product, scale, weight_scales, y):
     for j in range(y.shape[0]):
         y[j] = product[j] * (scale * weight_scales[j])
 
@@ -155,7 +155,7 @@ def project_heads(
     for row in range(rows):
         s = row_stream[row]
         p = row_position[row]
-        _unscale(product[row], scales[row], weight_scales, y)
+        unscale(product[row], scales[row], weight_scales, y)
         for head in range(heads):
             part = y[head * head_dim : (head + 1) * head_dim]
             _rotate(part, cosines[p], sines[p], turned)
@@ -234,7 +234,7 @@ def _gate(product, scale, weight_scales, gated):
 
 
 @njit(**KERNEL_OPTIONS)
-def _transform(x, span):
+def transform(x, span):
     """Every aligned run of `span` (a power of two, 16 or more) becomes its Walsh-Hadamard
     transform: butterflies of step 1, 2, ... span / 2."""
     transform_tiles(x, x.shape[0] >> 4)
@@ -266,7 +266,7 @@ def gate_and_rotate(product, scales, weight_scales, span, codes, code_scales):
     gated = np.empty(codes.shape[1], np.float32)
     for row in range(product.shape[0]):
         _gate(product[row], scales[row], weight_scales, gated)
-        _transform(gated, span)
+        transform(gated, span)
         magnitude = greatest_magnitude(gated)
         quantize(gated, magnitude, codes[row])
         code_scales[row] = magnitude / CODE_MAX

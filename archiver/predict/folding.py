@@ -1,0 +1,87 @@
+"""Exact operations on weights: rotations, means, products with a vector, rounding to 8 bits.
+
+Whatever adds more than one term adds integers, in binary64 below 2^53 or in int64, so that no order
+of summation can matter.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from archiver.errors import InvalidModelError
+from archiver.predict.package import SCALE_MIN
+from archiver.types import Float32Array, Float64Array, Int8Array, Int64Array
+
+WEIGHT_MAX = 2.0**14  # folded weights beyond this are refused, not clipped
+
+
+def _scaled_integers(weights: Float64Array, terms: int) -> tuple[Float64Array, float]:
+    """Weights as integers in binary64, small enough that sums of `terms` are exact, and the unit.
+
+    |integer| <= 2^(52 - ceil(log2 terms)), so a sum of `terms` of them stays below 2^53.
+    """
+    greatest = float(np.abs(weights).max(initial=0.0))
+    if not math.isfinite(greatest) or greatest > WEIGHT_MAX:
+        raise InvalidModelError("a weight is not finite, or absurdly large")
+    bits = 52 - max(terms - 1, 0).bit_length()
+    exponent = bits - math.frexp(greatest)[1] if greatest > 0 else 0
+    return np.rint(np.ldexp(weights, exponent)), math.ldexp(1.0, -exponent)
+
+
+def rotate_right(weights: Float64Array, signs: Int8Array, terms: int) -> Float64Array:
+    """weights @ signs / sqrt(terms), exact up to one rounding before and two after the sums.
+
+    Args:
+        weights: float64 [rows, n]; signs: int8 [n, n] with `terms` nonzero entries a column.
+    """
+    integers, unit = _scaled_integers(weights, terms)
+    sums = integers @ signs.astype(np.float64)
+    rotated: Float64Array = (sums * unit) / math.sqrt(terms)
+    return rotated
+
+
+def centred(weights: Float64Array) -> Float64Array:
+    """Weights less the mean of their row; exact up to one rounding before the sums, two after."""
+    integers, unit = _scaled_integers(weights, weights.shape[1])
+    means = (integers.sum(axis=1) * unit) / weights.shape[1]
+    result: Float64Array = weights - means[:, None]
+    return result
+
+
+def product_with(weights: Float64Array, vector: Float64Array) -> Float64Array:
+    """weights @ vector, both rounded to integers whose products' sums stay below 2^63."""
+    bits = (62 - len(vector).bit_length()) // 2
+
+    def integers(values: Float64Array) -> tuple[Int64Array, int]:
+        greatest = float(np.abs(values).max(initial=0.0))
+        if not math.isfinite(greatest) or greatest > WEIGHT_MAX:
+            raise InvalidModelError("a weight is not finite, or absurdly large")
+        exponent = bits - math.frexp(greatest)[1] if greatest > 0 else 0
+        return np.rint(np.ldexp(values, exponent)).astype(np.int64), -exponent
+
+    rows, row_exponent = integers(weights)
+    column, column_exponent = integers(vector)
+    sums = (rows @ column).astype(np.float64)
+    result: Float64Array = np.ldexp(sums, row_exponent + column_exponent)
+    return result
+
+
+def turned_first(head_dim: int, rotary_dims: int) -> Int64Array:
+    """Where the engine's dimensions of a head come from: the first of its pairs turn.
+
+    In the source the first `rotary_dims` turn, of which pairs lie half of that apart; in the engine
+    pairs lie half of head_dim apart.
+    """
+    turned, rest = np.split(np.arange(head_dim), [rotary_dims])
+    halves = zip(np.split(turned, 2), np.split(rest, 2), strict=True)
+    return np.concatenate([np.concatenate(half) for half in halves])
+
+
+def quantize_rows(weights: Float64Array) -> tuple[Int8Array, Float32Array]:
+    """Codes in -127 .. 127 and one scale a row: weights = codes * scale, rounded to nearest."""
+    magnitude = np.maximum(np.abs(weights).max(axis=1), 127 * SCALE_MIN)
+    scale = (magnitude / 127.0).astype(np.float32)
+    codes = np.rint(weights / scale.astype(np.float64)[:, None])
+    return np.clip(codes, -127, 127).astype(np.int8), scale
