@@ -276,7 +276,8 @@ class FloatLlama:
         query, key, value = self.heads(qkv, streams)
         kinds = heads_by_window(windows, steps)
         if len(kinds) == 1:
-            mixed = attention(query, key, value, *kinds, sinks, angles)
+            (window,) = kinds
+            mixed = attention(query, key, value, window, sinks, angles)
         else:
             mixed = torch.empty_like(query)
             for window, chosen in kinds.items():
