@@ -71,7 +71,7 @@ class HeadCosts:
             raise UsageError(f"1 to {self.costs.size} heads can be local")
         marks = np.zeros(self.costs.size, np.int64)
         marks[np.argsort(self.costs, axis=None, kind="stable")[:count]] = 1
-        return tuple(tuple(row) for row in marks.reshape(self.costs.shape).tolist())
+        return tuple(tuple(row.tolist()) for row in marks.reshape(self.costs.shape))
 
     def as_dict(self, local_heads: LocalHeads | None) -> dict[str, Any]:
         """The costs, and the heads that were marked, as JSON values."""
