@@ -391,13 +391,15 @@ def localize(
     """
     from archiver.predict import registry
     from archiver.workshop.base import open_base, store_result
-    from archiver.workshop.localize import localized, measure_heads
+    from archiver.workshop.localize import check_count, localized, measure_heads
 
     reporter = Reporter(quiet=options["quiet"], verbose=options["verbose"])
     if heads is None and (output or name):
         raise UsageError("-o and --name need --heads: which are to be local")
     with reporter.stages() as stages:
         source = open_base(base, stages)
+        if heads is not None:
+            check_count(source.config, heads)
         texts = options["calibrate"] or (None,)
         costs = measure_heads(
             source,

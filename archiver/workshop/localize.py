@@ -37,7 +37,7 @@ from archiver.workshop.training import with_start
 from archiver.workshop.windows import attention
 
 if TYPE_CHECKING:
-    from archiver.predict.sources import SourceModel
+    from archiver.predict.sources import SourceConfig, SourceModel
     from archiver.types import Float64Array, LocalHeads
     from archiver.workshop.calibration import Calibration
 
@@ -62,13 +62,8 @@ class HeadCosts:
     remark: str
 
     def cheapest(self, count: int) -> LocalHeads:
-        """Mark so many heads whose restriction costs least.
-
-        Raises:
-            UsageError: there are not so many.
-        """
-        if not 1 <= count <= self.costs.size:
-            raise UsageError(f"1 to {self.costs.size} heads can be local")
+        """Mark so many heads whose restriction costs least."""
+        assert 1 <= count <= self.costs.size
         marks = np.zeros(self.costs.size, np.int64)
         marks[np.argsort(self.costs, axis=None, kind="stable")[:count]] = 1
         return tuple(tuple(row.tolist()) for row in marks.reshape(self.costs.shape))
@@ -100,6 +95,12 @@ class HeadCosts:
             yield f"{layer:5} {''.join(cells)}".rstrip()
         if local_heads:
             yield f"* local: {sum(map(sum, local_heads))} of {self.costs.size}"
+
+
+def check_count(config: SourceConfig, count: int) -> None:
+    """Raises: UsageError: a model of this shape has not so many key/value heads."""
+    if not 1 <= count <= config.layers * config.kv_heads:
+        raise UsageError(f"1 to {config.layers * config.kv_heads} heads can be local")
 
 
 def measure_heads(

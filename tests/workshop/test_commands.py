@@ -120,7 +120,8 @@ def test_localized_models_keep_their_heads(own_home, tiny_folder, text_file, tmp
     assert package.arrays["local_heads"].tolist() == list(map(list, marks))
     assert package.history[-2].startswith("localized: 3 of 8 key/value heads")
     round_trip("marked")
-    found = json.loads(run(*measure, *several, "--heads", "3", "--name", "again", "--json"))
+    found = json.loads(run(*measure, *several, "--heads", "3", "--name", "again", "--json",
+                           "-q"))  # fmt: skip
     assert found["local_heads"] == list(map(list, marks))
     assert registry.resolve("again").fingerprint == package.fingerprint
 
