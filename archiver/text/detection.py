@@ -39,6 +39,8 @@ PLACE_SHARE_MIN = 4
 STRAY_SHARE_MAX = 1 / 16
 STRAY = re.compile(rb"\xed[\xb2\xb3][\x80-\xbf]")
 ASCII = bytes(range(0x80))
+# Bytes at the beginning of a content that may be read askew.
+SURE_BYTES = 32
 # Korean is nearly all syllables of these two bytes.  A model whose tokenizer lacks them spends
 # three symbols on each, but two of these are easy to predict: they cost about as much as two.
 SYLLABLE = re.compile(rb"[\xb0-\xc8][\xa1-\xfe]")
@@ -81,7 +83,7 @@ def _states_in_question(content: bytes, begins: list[int]) -> list[State]:
     if len(content) - len(content.decode("utf-8", "ignore").encode()) >= SWITCH_SYMBOLS:
         states += [(charset, 0) for charset in UPPER_HALVES]
         # Where nothing shows soon how the first bytes belong together, both ways are tried.
-        offsets = (0,) if min(content[:SAMPLE_BYTES]) < SECOND_BYTE_MIN else (0, 1)
+        offsets = (0,) if min(content[:SURE_BYTES]) < SECOND_BYTE_MIN else (0, 1)
         states += [
             (charset, offset)
             for charset in DOUBLE_BYTE

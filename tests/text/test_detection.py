@@ -155,10 +155,10 @@ def test_text_of_two_bytes_shrinks_to_what_utf_8_takes(
     symbols = symbols_of(transformed, VOCABULARY, LongestTokens())
     expected = symbols_of((text * 4).replace("\r\n", "\n").encode(), VOCABULARY, LongestTokens())
     assert sum(map(len, symbols.escapes)) <= 8
-    assert len(symbols.ranks) <= 1.02 * len(expected.ranks)
+    assert len(symbols.ranks) <= len(expected.ranks) + 2 * SWITCH_SYMBOLS
 
 
-@pytest.mark.parametrize(("text", "codec", "charset"), DOUBLE_BYTE_TEXTS[1:4])
+@pytest.mark.parametrize(("text", "codec", "charset"), DOUBLE_BYTE_TEXTS[1:3])
 @pytest.mark.parametrize("begin", [0, 1])
 def test_text_without_ascii_may_begin_in_the_middle_of_a_character(
     text: str, codec: str, charset: Charset, begin: int
