@@ -19,7 +19,8 @@ def tables(record: Mapping[str, Any]) -> str:
     """Return what is known so far: tables, and a line for each archive that failed."""
     rows: Sequence[Row] = record["rows"]
     good = [row for row in rows if row["verified"]]
-    blocks = _TABLES[record["experiment"]["kind"]](good) if good else ["nothing was measured yet"]
+    blocks = _TABLES[record["experiment"]["kind"]](good) if good else []
+    blocks = blocks or ["nothing was measured yet"]
     failures = [
         f"FAILED  {row['case']['span']['text']}, {row['case']['role']}: {row['failure']}"
         for row in rows
