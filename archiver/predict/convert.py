@@ -30,6 +30,7 @@ from archiver.errors import InvalidModelError
 from archiver.predict.architectures import JOINED, Architecture, architecture_of
 from archiver.predict.engine import ADDEND_MAX, LOG2_E
 from archiver.predict.folding import (
+    balancing_factors,
     centred,
     product_with,
     quantize_rows,
@@ -148,14 +149,17 @@ class _Converter:
         config, family = self._config, self._family
         parts = [self._tensor(f"{name}.{part}") for part in "qkv"]
         gain = self._tensor(f"{name}.norm1")
-        self._put(f"{name}.qkv", self._turn(self._joined_heads(parts) * gain))
         if "qkv" in family.biased:
             biases = [self._tensor(f"{name}.{part}.bias") for part in "qkv"]
             if family.centred:
                 before = self._tensor(f"{name}.norm1.bias")
                 for bias, weights in zip(biases, parts, strict=True):
                     bias += product_with(weights, before)
+            for number, factors in enumerate(self._balanced(parts, biases, gain)):
+                parts[number] *= factors[:, None]
+                biases[number] *= factors
             self._put_vector(f"{name}.qkv.biases", self._joined_heads(biases))
+        self._put(f"{name}.qkv", self._turn(self._joined_heads(parts) * gain))
         if family.head_norms:
             for part, kind in (("q", "query"), ("k", "key")):
                 gains = self._by_pairs(self._tensor(f"{name}.{part}_norm"))
@@ -231,6 +235,25 @@ class _Converter:
         turned = np.stack([rotate_right(v.T, *self._head_rotation).T for v in heads_rows])
         turned = turned.reshape(value.shape)
         return np.concatenate([self._by_pairs(query), self._by_pairs(key), turned])
+
+    def _balanced(
+        self, parts: Sequence[Float64Array], biases: Sequence[Float64Array], gain: Float64Array
+    ) -> tuple[Float64Array, Float64Array]:
+        """Factors of the rows of queries and keys, which their biases may make very unequal."""
+        config = self._config
+        typical = math.sqrt(config.hidden) / 4  # of a row's product with a normalized vector
+        queries, keys = (
+            self._by_pairs(np.abs(bias) + np.abs(weights * gain).max(axis=1) * typical)
+            for weights, bias in zip(parts[:2], biases[:2], strict=True)
+        )
+        factors = balancing_factors(queries, keys, config.kv_heads, config.head_dim)
+        return self._from_pairs(factors[0]), self._from_pairs(factors[1])
+
+    def _from_pairs(self, rows: Float64Array) -> Float64Array:
+        """The inverse of `_by_pairs`."""
+        places = turned_first(self._config.head_dim, self._rotary_dims)
+        heads_rows = rows.reshape(-1, self._config.head_dim)
+        return heads_rows[:, np.argsort(places)].reshape(rows.shape)
 
     def _by_pairs(self, rows: Float64Array) -> Float64Array:
         """Rows of every head of queries or keys, in the engine's order of dimensions."""

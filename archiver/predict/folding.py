@@ -14,6 +14,7 @@ from archiver.errors import InvalidModelError
 from archiver.predict.package import SCALE_MIN
 from archiver.types import Float32Array, Float64Array, Int8Array, Int64Array
 
+SHIFT_MAX = 8  # of the powers of two that go from keys to queries
 WEIGHT_MAX = 2.0**14  # folded weights beyond this are refused, not clipped
 
 
@@ -77,6 +78,31 @@ def turned_first(head_dim: int, rotary_dims: int) -> Int64Array:
     turned, rest = np.split(np.arange(head_dim), [rotary_dims])
     halves = zip(np.split(turned, 2), np.split(rest, 2), strict=True)
     return np.concatenate([np.concatenate(half) for half in halves])
+
+
+def balancing_factors(
+    queries: Float64Array, keys: Float64Array, groups: int, head_dim: int
+) -> tuple[Float64Array, Float64Array]:
+    """Factors of the rows of queries and of keys that leave every score as it is.
+
+    Where a bias makes one dimension of the keys much greater than all others, codes of 8 bits leave
+    little for these. A power of two moves half of what a pair of dimensions has too much from the
+    keys to the queries, or back; the two dimensions that turn together have the same.
+
+    Args:
+        queries: float64 [heads * head_dim], how great each entry may be; keys: float64
+            [groups * head_dim], likewise, of as many heads as share queries.
+
+    Returns:
+        factors of the queries and of the keys, of the same shapes.
+    """
+    _, query_exponents = np.frexp(queries.reshape(groups, -1, 2, head_dim // 2).max(axis=(1, 2)))
+    _, key_exponents = np.frexp(keys.reshape(groups, 2, head_dim // 2).max(axis=1))
+    halves = (key_exponents - query_exponents) // 2  # [groups, head_dim / 2]
+    shifts = np.clip(halves, -SHIFT_MAX, SHIFT_MAX)
+    pairs = np.tile(np.ldexp(1.0, shifts), 2)  # [groups, head_dim]
+    members = len(queries) // (groups * head_dim)
+    return np.repeat(pairs, members, axis=0).reshape(-1), (1 / pairs).reshape(-1)
 
 
 def quantize_rows(weights: Float64Array) -> tuple[Int8Array, Float32Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from archiver.predict import registry
 from archiver.predict.architectures import ARCHITECTURES
 from archiver.predict.convert import convert
 from archiver.predict.engine import LOG2_E, Engine
-from archiver.predict.folding import centred, product_with, turned_first
+from archiver.predict.folding import balancing_factors, centred, product_with, turned_first
 from archiver.predict.kernels import families as kernels
 from archiver.predict.package import ModelPackage
 from archiver.predict.sources import read_source
@@ -97,6 +98,7 @@ def with_arrays(package: ModelPackage, **changed: np.ndarray) -> ModelPackage:
 # Agreement with transformers
 
 TOKENS = 40  # more than the sliding window has
+LIMIT = 0.06  # of the error; the Llama family has 0.03: codes of 8 bits in a model of width 48
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ def test_logits_are_those_of_transformers_but_for_rounding(
 
     The Llama family's error by this measure is 0.03: codes of 8 bits in a model of width 48.
     """
-    assert error_of(package, float_logits) < 0.06
+    assert error_of(package, float_logits) < LIMIT
     added = {
         name: np.array(array)
         for name, array in package.arrays.items()
@@ -258,6 +260,24 @@ def test_archives_with_as_many_vectors_as_places_are_refused(package: ModelPacka
 # Kernels and conversion
 
 
+PINNED = {
+    "qwen2": ("ed59edb112c9b91f", "f607de14ac07cfc4"),
+    "qwen3": ("b11d0bb82c8de26a", "138906ff79bff343"),
+    "gpt_neox": ("3017a170ba55f070", "27d322b34e5dba45"),
+    "gpt2": ("341712428668a48d", "f5b62c23995c4758"),
+    "gemma3": ("6f7ad4ed7c1e0d01", "6136ae1e2021b5af"),
+}
+
+
+@of_models(*FAMILIES)
+def test_packages_and_codes_are_pinned(package: ModelPackage) -> None:
+    """The same weights give the same package, and it the same integers, everywhere and for ever."""
+    codes, scales = run(engine_of(package, window=24), random_tokens(package, 2, 60), 60)
+    digest = hashlib.sha256(codes.tobytes() + scales.astype("<f4").tobytes()).hexdigest()
+    name = str(package.config["architecture"])
+    assert (package.fingerprint[:16], digest[:16]) == PINNED[name]
+
+
 def test_gelus_are_near_the_functions() -> None:
     x = np.linspace(-30, 30, 60_001).astype(np.float32)
     normal = np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in x.astype(np.float64)])
@@ -290,6 +310,42 @@ def test_parts_of_the_conversion() -> None:
     assert places.tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
     assert turned_first(8, 8).tolist() == list(range(8))
     assert turned_first(8, 0).tolist() == list(range(8))
+
+
+def test_factors_of_queries_and_keys_leave_scores_as_they_are() -> None:
+    rng = np.random.default_rng(0)
+    queries, keys = np.exp2(rng.normal(size=(4, 8)) * 3), np.exp2(rng.normal(size=(2, 8)) * 9)
+    for_queries, for_keys = balancing_factors(queries.reshape(-1), keys.reshape(-1), 2, 8)
+    products = for_queries.reshape(2, 2, 8) * for_keys.reshape(2, 1, 8)
+    assert np.array_equal(products, np.ones((2, 2, 8)))
+    pairs = for_keys.reshape(2, 2, 4)
+    assert np.array_equal(pairs[:, 0], pairs[:, 1])  # what turns together
+    one = np.ones(8)
+    assert np.array_equal(balancing_factors(one, 2.0**40 * one, 1, 8)[1], 2.0**-8 * one)
+    balanced = keys * for_keys.reshape(2, 8)
+    assert balanced.max() / balanced.min() < keys.max() / keys.min()
+
+
+def test_a_great_bias_of_a_key_costs_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One dimension of the keys far above the others; the error is 0.09 if it stays so."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    monkeypatch.setenv("LLMZIP_HOME", str(tmp_path / "home"))
+    folder = make_family_folder(tmp_path / "qwen2", "qwen2", seed=6)
+    weights = load_file(folder / "model.safetensors")
+    for name, array in weights.items():
+        if name.endswith("k_proj.bias"):
+            array[7] = 60.0
+    save_file(weights, folder / "model.safetensors")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def logits(_: str, ids: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            found: np.ndarray = model(torch.from_numpy(ids)).logits.numpy()
+        return found
+
+    assert error_of(registry.add(folder, name="qwen2"), logits) < LIMIT
 
 
 def test_a_family_does_not_depend_on_the_mean_of_what_it_norms(folders: dict[str, Path]) -> None:
