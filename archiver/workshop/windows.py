@@ -141,12 +141,12 @@ def attention(
         cosines, sines = turns(*angles, window, sinks)
         far = rotated(asking[:, :, window:], cosines, -sines)
         answering, giving = answering[:, 0], giving[:, 0]
-        far_mask = sink_mask(steps - window, min(sinks, steps)).repeat(group, 1, 1)
+        far_mask = sink_mask(steps - window, min(sinks, steps)).repeat(group, 1, 1).to(query)
     for first, last, lowest in blocks(steps, window, steps):
         if not lowest:
             continue  # that is the start
         size, deep, seen = last - first, slice(first - window, last - window), slice(lowest, last)
-        mask = near_mask(size, window).repeat(group, 1)
+        mask = near_mask(size, window).repeat(group, 1).to(query)
         near = torch.baddbmm(
             mask, asking[:, :, first:last].flatten(1, 2), answering[:, seen].transpose(1, 2)
         )
