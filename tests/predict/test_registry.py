@@ -183,8 +183,8 @@ def test_taken_names_are_refused(home: Path, tmp_path: Path) -> None:
 
 def test_a_refused_source_leaves_nothing(home: Path, tmp_path: Path) -> None:
     folder = make_tiny_hf_folder(tmp_path / "a", seed=1)
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(InvalidModelError, match="'gpt2' is not supported"):
+    (folder / "config.json").write_text(json.dumps({"model_type": "rwkv"}))
+    with pytest.raises(InvalidModelError, match="'rwkv' is not supported"):
         registry.add(folder)
     assert registry.list_packages()[0].package is None
     assert not (home / "packages").exists()
