@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 
 import numpy as np
 import pytest
@@ -173,7 +172,7 @@ def test_the_table_has_a_row_a_block():
         "    1    2.0000*   0.0000",
         "* local: 2 of 4",
     ]
-    assert list(costs.lines(None))[1:] == ["    0   30.0000   -0.1000", "    1    2.0000   0.0000"]
+    assert list(costs.lines(None))[1:] == ["    0   30.0000   -0.1000", "    1    2.0000    0.0000"]
 
 
 def test_a_localized_model_comes_back_from_its_folder(tiny, calibration, tmp_path):
@@ -194,11 +193,14 @@ def test_a_localized_model_comes_back_from_its_folder(tiny, calibration, tmp_pat
     assert np.allclose(table["costs"], costs.costs, rtol=1e-5)
     windows = Windows(window_tokens=STEPS, local_window_tokens=SPAN)
     bits = [
-        window_bits(FloatLlama.from_source(source, windows=windows), calibration.windows, 0)
+        window_bits(
+            FloatLlama.from_source(source, windows=windows, dtype=torch.float32),
+            calibration.windows, 0,
+        )
         for source in (tiny, found)
-    ]
-    assert (bits[0][:, :SPAN] == bits[1][:, :SPAN]).all()
-    assert not math.isclose(bits[0].sum(), bits[1].sum(), rel_tol=1e-6)
+    ]  # fmt: skip
+    assert np.allclose(bits[0][:, :SPAN], bits[1][:, :SPAN], atol=1e-4)
+    assert np.abs(bits[0] - bits[1])[:, SPAN:].max() > 0.01
 
 
 @pytest.mark.parametrize("count", [0, 9])
