@@ -67,10 +67,8 @@ KNOWN_MODELS: tuple[KnownModel, ...] = (
             member_bytes=98_362_432,
             member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         ),
-        # The 15 heads whose loss of sight beyond 256 tokens costs most, by the first and second
-        # derivatives of nine training texts' bits. Measured with windows of 2,048 and 512, on
-        # texts of 3,072 tokens, the model alone: +0.5 % on wiki and prose, +1.0 % on code; a
-        # window of 1,024 in all heads: +1.1, +0.6 and +2.3 %, and a third more to read.
+        # All but the 15 that lose most where they see 256 tokens only (README, "Most heads are
+        # local").
         local_heads=_all_local_but(
             30,
             3,
