@@ -120,10 +120,11 @@ class ModelWorkers:
         )
 
     def cache_bytes(self, streams: int, steps: int) -> int:
-        """Memory for the keys and values of that many streams when decoding."""
+        """Memory for the keys and values of that many streams when decoding, at most."""
         engine = self._engine
-        slots = min(engine.lead + steps, engine.window + 1) + engine.sinks + 32
-        return streams * slots * len(engine.layers) * engine.kv_heads * (2 * engine.head_dim + 8)
+        slots = engine.cache_slots(streams=1, tokens=steps, steps=1, unit=16)
+        total = int(slots.sum(dtype=np.int64)) + slots.size * (engine.sinks + 16)
+        return streams * total * (2 * engine.head_dim + 8)
 
     @contextmanager
     def stepper(self, streams: int, steps: int) -> Iterator[Stepper]:

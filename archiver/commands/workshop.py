@@ -46,6 +46,9 @@ class Words(click.ParamType):  # type: ignore[type-arg]
         return value if isinstance(value, tuple) else tuple(value.split(","))
 
 
+_threads_option = click.option("-T", "--threads", type=int, help="Threads [default: torch's].")
+
+
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that tune and heal share."""
     for option in reversed(
@@ -81,7 +84,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
                          help="Held-out windows of each source."),
             click.option("--eval-tokens", type=int, default=1024, show_default=True,
                          help="Their length."),
-            click.option("-T", "--threads", type=int, help="Threads [default: torch's]."),
+            _threads_option,
         )
     ):  # fmt: skip
         command = option(command)
@@ -109,7 +112,7 @@ def calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
                          help="How many windows of it."),
             click.option("--window-tokens", type=int, default=256, show_default=True,
                          help="Their length."),
-            click.option("-T", "--threads", type=int, help="Threads [default: torch's]."),
+            _threads_option,
         )
     ):  # fmt: skip
         command = option(command)
@@ -369,7 +372,7 @@ def prune(base: str, output: Path, name: str | None, **options: Any) -> None:
     "--windows", type=int, default=8, show_default=True, help="How many windows of each text."
 )
 @click.option("--window-tokens", type=int, default=2048, show_default=True, help="Their length.")
-@click.option("-T", "--threads", type=int, help="Threads [default: torch's].")
+@_threads_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FOLDER",
               help="Folder for the marked weights, and localize.json.")  # fmt: skip
 @_name_option

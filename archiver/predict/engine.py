@@ -407,6 +407,22 @@ class Engine:
         else:
             families.add_normalized(x, *product, gains, self.epsilon, activation_span(self.hidden))
 
+    def reread_tokens(self, streams: int) -> int:
+        """Tokens of each stream that go through the layers at once when streams restart."""
+        assert self.segment is not None
+        return max(1, min(128, REREAD_ROWS // streams, self.segment // 2))
+
+    def cache_slots(self, *, streams: int, tokens: int, steps: int, unit: int) -> Int32Array:
+        """Slots of every key/value head's cache, int32 [layers, kv_heads], multiples of `unit`.
+
+        Args: as for `Session`.
+        """
+        if self.segment is not None:
+            tokens = min(tokens, self.segment)
+            steps = max(steps, self.reread_tokens(streams))
+        needed = np.minimum(self.lead + tokens, self.windows + steps + unit)
+        return (-(-needed // unit) * unit).astype(np.int32)
+
     def rotary(self, positions: int) -> list[tuple[Float32Array, Float32Array]]:
         """By layer, cosines and sines of the first positions, float32 [positions, head_dim/2]."""
         angles = [rotary_angles(fine, coarse, positions) for fine, coarse in self._rotary]
@@ -458,24 +474,20 @@ class Session:
         assert tokens >= 1
         assert engine.lead + tokens <= STREAM_TOKENS_MAX
         if engine.segment is not None:
-            tokens = min(tokens, engine.segment)
-            self._again = max(1, min(128, REREAD_ROWS // streams, engine.segment // 2))
             self._recent = np.zeros((streams, engine.segment), np.int32)
-        positions = engine.lead + tokens
         self.engine = engine
         self.streams = streams
         self.position = 0
         # Blocks of consecutive rows go through tile registers, where there are any.
         tiled = steps >= 8 and engine.head_dim % TILE_BYTES == 0 and engine.backend.tiled
         unit = attention.TILED_POSITIONS if tiled else 16
-        most = steps if engine.segment is None else max(steps, self._again)
-        limits = np.minimum(positions, engine.windows + most + unit)
-        rings = -(-limits // unit) * unit
+        rings = engine.cache_slots(streams=streams, tokens=tokens, steps=steps, unit=unit)
         self._slots = np.zeros((len(engine.layers), engine.kv_heads + 1), np.int32)
         np.cumsum(rings, axis=1, out=self._slots[:, 1:])
         self._caches = _caches(engine, [(streams, total) for total in self._slots[:, -1].tolist()])
         sink_ring = max(unit, -(-engine.sinks // unit) * unit)
         self.sinks = _caches(engine, [(streams, engine.kv_heads, sink_ring)] * len(engine.layers))
+        positions = engine.lead + min(tokens, engine.segment or tokens)
         window = min(positions, engine.window)
         group = engine.heads // engine.kv_heads
         if tiled:
@@ -561,8 +573,9 @@ class Session:
         self.position = self.engine.lead
         if self.engine.prompt_sinks is not None:
             self._adopt(self.engine.prompt_sinks)
-        for start in range(0, overlap, self._again):
-            self._read(np.ascontiguousarray(again[:, start : start + self._again]))
+        tokens = self.engine.reread_tokens(self.streams)
+        for start in range(0, overlap, tokens):
+            self._read(np.ascontiguousarray(again[:, start : start + tokens]))
 
     def _read(self, tokens: Int32Array) -> tuple[Int8Array, Float32Array]:
         """`advance` within a segment."""

@@ -13,6 +13,7 @@ Source: FORMAT.md, "Predictor".
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -100,9 +101,10 @@ class TrainingModel:
         start = self.embeddings[self.config.start_token].expand(streams, 1, -1)
         x = torch.cat([vectors.expand(streams, -1, -1), start, self.embeddings[ranks[:, :-1]]], 1)
         cosines, sines = self._angles_of(x.shape[1])
-        masks = self._masks_of(x.shape[1], len(vectors) + SINK_TOKENS)
-        for layer, mask in zip(self._layers, masks, strict=True):
-            seen = mask.repeat(streams, 1, 1)
+        mask_of = functools.cache(self._mask_of)  # few layers differ in their local heads
+        sizes = x.shape[1], len(vectors) + SINK_TOKENS
+        for layer, windows in zip(self._layers, self._windows.tolist(), strict=True):
+            seen = mask_of(tuple(windows), *sizes).repeat(streams, 1, 1)
             x = x + self._attention(layer, self._normalize(x), cosines, sines, seen)
             x = x + self._feed_forward(layer, self._normalize(x))
         states = self._normalize(x[:, len(vectors) :]).reshape(streams * tokens, -1)
@@ -118,19 +120,22 @@ class TrainingModel:
             )
         return self._angles[0][:positions, None], self._angles[1][:positions, None]
 
-    def _masks_of(self, positions: int, sinks: int) -> Tensor:
-        """What is added to scores, [layers, kv_heads, group * positions, positions].
+    def _mask_of(self, windows: tuple[int, ...], positions: int, sinks: int) -> Tensor:
+        """What is added to a layer's scores, [kv_heads, group * positions, positions].
 
         -inf where a head does not see. Unlike the engine, this leaves the queries as they are
         for sinks that lie outside a head's window: the vectors that it trains hardly differ.
+
+        Args:
+            windows: of each key/value head, in tokens.
         """
         group = self.config.heads // self.config.kv_heads
-        keys = torch.arange(positions)
-        distance = keys[:, None] - keys
-        seen = (distance < self._windows[:, :, None, None]) | (keys < sinks)
-        masks = torch.zeros(seen.shape, dtype=PRODUCT_TYPE)
-        masks.masked_fill_(~seen | (distance < 0), -torch.inf)
-        return masks.repeat(1, 1, group, 1).to(self.device)
+        places = torch.arange(positions)
+        distance = places[:, None] - places
+        seen = (distance < torch.tensor(windows)[:, None, None]) | (places < sinks)
+        mask = torch.zeros(seen.shape, dtype=PRODUCT_TYPE)
+        mask.masked_fill_(~seen | (distance < 0), -torch.inf)
+        return mask.repeat(1, group, 1).to(self.device)
 
     def _normalize(self, x: Tensor) -> Tensor:
         y: Tensor = _Normalize.apply(x, self.config.norm_epsilon)  # type: ignore[no-untyped-call]

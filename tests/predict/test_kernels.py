@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from numba import njit
 
+from archiver.predict import registry
 from archiver.predict.kernels import elementary, vectors
-from archiver.predict.package import ModelPackage
+from tests.support.tiny_families import make_family_folder
 
 
 @njit
@@ -128,16 +129,19 @@ import numpy as np
 from archiver.codec import symbols
 from archiver.predict import registry
 from archiver.predict.engine import Engine, Session
-from archiver.predict.kernels import attention, elementary, head, layers
+from archiver.predict.kernels import attention, elementary, families, head, layers
 
-engine = Engine(registry.resolve("tiny"), window=40, local_window=20, sinks=4)
-codes, scales = Session(engine, streams=1, tokens=40, steps=40).advance(np.zeros((1, 40), np.int32))
+# Between them they have biases, positions, both kinds of norm inside a layer, and GELU.
+for name in ("gpt2", "gemma3", "llama"):
+    engine = Engine(registry.resolve(name), window=30, local_window=20, sinks=4)
+    session = Session(engine, streams=1, tokens=30, steps=30)
+    codes, scales = session.advance(np.zeros((1, 30), np.int32))
 tree = engine.vocabulary
 head.path_probabilities(
-    *engine.head(codes, scales), np.zeros(40, np.int32), tree.splits,
-    tree.left, tree.right, np.empty(40 * tree.deepest, np.uint32), np.empty(40, np.int32),
+    *engine.head(codes, scales), np.zeros(30, np.int32), tree.splits,
+    tree.left, tree.right, np.empty(30 * tree.deepest, np.uint32), np.empty(30, np.int32),
 )
-for module in (attention, elementary, head, layers, symbols):
+for module in (attention, elementary, families, head, layers, symbols):
     for kernel in vars(module).values():
         if hasattr(kernel, "inspect_asm"):
             for listing in kernel.inspect_asm().values():
@@ -145,18 +149,24 @@ for module in (attention, elementary, head, layers, symbols):
 """
 
 
-def test_no_kernel_holds_a_fused_multiply_add(tiny: ModelPackage, tmp_path: Path) -> None:
+def test_no_kernel_holds_a_fused_multiply_add(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LLVM may fuse a product and a sum only with a fast-math flag; nothing sets one.
 
     In a process and a cache of its own: numba does not list kernels that it loaded from a cache.
     """
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    monkeypatch.setenv("LLMZIP_HOME", str(tmp_path / "home"))
+    for family in ("gpt2", "gemma3", "llama"):
+        registry.add(make_family_folder(tmp_path / family, family, seed=1), family)
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     run = subprocess.run(
         [sys.executable, "-c", LIST_ASSEMBLY], env=environment, capture_output=True, text=True,
         check=True,
     )  # fmt: skip
     listing = run.stdout
-    assert listing.count("attend") > 0
+    for kernel in ("attend", "add_biases", "normalize_heads", "add_normalized", "gelu_and_rotate"):
+        assert kernel in listing
     if platform.machine() in ("x86_64", "AMD64"):
         assert re.search(r"\bv?mul[ps]s\b", listing)  # float arithmetic is there
         assert not re.search(r"\bvfn?m(add|sub)", listing)
