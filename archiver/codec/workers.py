@@ -18,6 +18,7 @@ import numpy as np
 
 from archiver.predict.engine import Engine, Session
 from archiver.predict.kernels import head
+from archiver.predict.kernels.memory import aligned_empty
 from archiver.types import Float32Array, Int8Array, Int32Array, Int64Array, Progress, UInt32Array
 
 BLOCK_TOKENS = 128
@@ -30,6 +31,11 @@ HEAD_ROWS = 32  # rows whose products over the vocabulary lie in memory at once
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def head_room(engine: Engine) -> Float32Array:
+    """Where the products of `HEAD_ROWS` rows over the vocabulary come to lie, float32."""
+    return aligned_empty((HEAD_ROWS * engine.vocabulary.size,), np.float32)
 
 
 @dataclass(slots=True)
@@ -65,6 +71,7 @@ class Stepper:
         self._weights = np.empty((streams, size), np.int32)
         self._cumulative = np.empty((streams, tiles + 1), np.int64)
         self._logits = {start: np.empty(size, np.float32) for start in sizes}
+        self._rooms = {start: head_room(engine) for start in sizes}
         self._jobs: dict[int, Future[None]] = {}
         for group in self.groups:
             # No symbol lies before the first, as after an escape.
@@ -98,7 +105,9 @@ class Stepper:
         codes, scales = self._sessions[group.start].advance(inputs[:, None])
         for start in range(0, len(codes), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
-            products, row_scales, head_scales = engine.head(codes[rows], scales[rows])
+            products, row_scales, head_scales = engine.head(
+                codes[rows], scales[rows], self._rooms[group.start]
+            )
             for row, product in enumerate(products):
                 stream = group.start + start + row
                 head.weigh_vocabulary(
@@ -178,6 +187,7 @@ class ModelWorkers:
         session = Session(engine, streams=1, tokens=len(ranks), steps=BLOCK_TOKENS)
         found: list[UInt32Array] = []
         counts = np.zeros(len(ranks), np.int32)
+        room = head_room(engine)
         for start in range(0, len(ranks), BLOCK_TOKENS):
             block = slice(start, min(start + BLOCK_TOKENS, len(ranks)))
             codes, scales = session.advance(inputs[None, block])
@@ -186,7 +196,7 @@ class ModelWorkers:
                 targets = slice(start + rows.start, start + rows.stop)
                 found.append(
                     self._path_probabilities(
-                        codes[rows], scales[rows], ranks[targets], counts[targets]
+                        codes[rows], scales[rows], room, ranks[targets], counts[targets]
                     )
                 )
             if progress:
@@ -194,14 +204,19 @@ class ModelWorkers:
         return _StreamResult(np.concatenate(found), counts)
 
     def _path_probabilities(
-        self, codes: Int8Array, scales: Float32Array, ranks: Int32Array, counts: Int32Array
+        self,
+        codes: Int8Array,
+        scales: Float32Array,
+        room: Float32Array,
+        ranks: Int32Array,
+        counts: Int32Array,
     ) -> UInt32Array:
         engine = self._engine
         vocabulary = engine.vocabulary
         deepest = vocabulary.deepest
         probabilities = np.empty(len(ranks) * deepest, np.uint32)
         written = head.path_probabilities(
-            *engine.head(codes, scales), ranks, vocabulary.splits,
+            *engine.head(codes, scales, room), ranks, vocabulary.splits,
             vocabulary.left, vocabulary.right, probabilities, counts,
         )  # fmt: skip
         return probabilities[:written].copy()
