@@ -21,6 +21,7 @@ import numpy as np
 from numba import njit
 
 from archiver.predict.kernels.elementary import KERNEL_OPTIONS, bits_to_float, float_of_key
+from archiver.predict.kernels.row_lanes import store_quads
 from archiver.predict.kernels.tiles import (
     add_value_tiles,
     release_tiles,
@@ -72,8 +73,8 @@ def store_key_value(
     tile = slot >> 4
     lane = slot & 15
     base = tile * 16 * head_dim
+    store_quads(key, keys, base + lane * 4, head_dim >> 2)
     for d in range(head_dim):
-        keys[base + (d >> 2) * 64 + lane * 4 + (d & 3)] = np.uint8(np.int32(key[d]) + 128)
         values[base + (lane >> 2) * 4 * head_dim + d * 4 + (lane & 3)] = value[d]
     key_scales[slot] = key_scale
     value_scales[slot] = value_scale
