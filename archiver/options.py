@@ -13,6 +13,7 @@ from archiver.levels import DEFAULT_LEVEL, LEVELS, Chunking
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_FRAME_BYTES = 1 << 20
 DEFAULT_STEERING = "auto"
+CPU, CUDA = DEVICES = ("cpu", "cuda")
 
 # A frame costs 32 bytes of container: frames from 64 KiB up keep that under 0.1 %.
 SMALLEST_FRAME_BYTES = 1 << 12
@@ -116,6 +117,7 @@ class CompressOptions:
     Attributes:
         model: name, alias or fingerprint prefix of the model package.
         threads: how many threads may work; None for one a core. Never changes the archive.
+        device: where the model runs, "cpu" or "cuda". Never changes the archive, either.
         level: 1, the fastest, to 9, the smallest; sets the windows and the chunks.
         window_tokens: how many tokens back the model sees; None for the level's.
         local_window_tokens: how many its local heads see; None for as large a part of the window
@@ -131,6 +133,7 @@ class CompressOptions:
 
     model: str = DEFAULT_MODEL
     threads: int | None = None
+    device: str = CPU
     level: int = DEFAULT_LEVEL
     window_tokens: int | None = None
     local_window_tokens: int | None = None
@@ -144,6 +147,7 @@ class CompressOptions:
         if not self.model:
             raise UsageError("the model's name is empty")
         check_threads(self.threads)
+        check_device(self.device)
         _check("level", self.level, min(LEVELS), max(LEVELS))
         _check("window", self.window, SMALLEST_WINDOW_TOKENS, LARGEST_WINDOW_TOKENS)
         _check("local window", self.local_window, SMALLEST_WINDOW_TOKENS, self.window)
@@ -195,6 +199,16 @@ def check_threads(threads: int | None) -> None:
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, not {threads}")
+
+
+def check_device(device: str) -> None:
+    """Return when the model may run on `device`, if there is one here.
+
+    Raises:
+        UsageError: it may not.
+    """
+    if device not in DEVICES:
+        raise UsageError(f"no device {device!r}; there are: {', '.join(DEVICES)}")
 
 
 def check_training(vectors: int, steps: int | None) -> None:

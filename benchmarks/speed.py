@@ -221,10 +221,13 @@ def time_floor(engine: Engine, threads: int, streams: int) -> dict[str, dict[str
     Returns:
         by direction, "rows" of each product and "us_per_token" of all threads together.
     """
-    from archiver.codec.workers import BLOCK_TOKENS, GROUP_STREAMS_MIN
+    from archiver.codec.workers import GROUP_STREAMS_MIN
 
     groups = max(1, min(threads, streams // GROUP_STREAMS_MIN))
-    shapes = {"compress": (BLOCK_TOKENS, threads), "decompress": (-(-streams // groups), groups)}
+    shapes = {
+        "compress": (engine.block_tokens, threads),
+        "decompress": (-(-streams // groups), groups),
+    }
     found = {}
     for name, (rows, workers) in shapes.items():
         with ThreadPoolExecutor(workers) as pool:

@@ -33,7 +33,9 @@ from archiver.errors import LimitExceededError, UnsupportedVersionError
 from archiver.levels import SINK_TOKENS, Chunking
 from archiver.mixing.parameters import MIXER_VERSION, MixerParameters
 from archiver.mixing.state import MixerState, new_state
-from archiver.predict.engine import ENGINE_VERSION, Engine, SoftPrompt
+from archiver.options import CPU
+from archiver.predict.devices import open_engine
+from archiver.predict.engine import ENGINE_VERSION, EngineBase, SoftPrompt
 from archiver.text.charsets import UnmappableError
 from archiver.text.detection import charset_spans
 from archiver.text.framing import Symbols, symbols_of
@@ -165,7 +167,7 @@ class FrameCodec:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineBase,
         *,
         package: ModelPackage,
         mixer: MixerParameters,
@@ -336,7 +338,7 @@ class FrameCodec:
         plan = StreamPlan(symbols=count, streams=streams)
         if plan.steps > self._stream_tokens_max:
             raise PayloadError(f"a stream of {plan.steps} symbols")
-        needed = self._workers.cache_bytes(streams, plan.steps)
+        needed = self._engine.cache_bytes(streams, plan.steps)
         if needed > CACHE_BYTES_MAX:
             raise LimitExceededError(
                 f"a frame of {streams} streams needs {needed >> 20} MiB to decode; "
@@ -399,12 +401,18 @@ def open_codec(
     package: ModelPackage,
     threads: int | None,
     chunking: Chunking,
+    device: str = CPU,
 ) -> FrameCodec:
     """A codec for frames of an archive with these header sections.
 
+    Args:
+        device: where the model runs, one of `options.DEVICES`; one thread feeds another than the
+            processor.
+
     Raises:
         UnsupportedVersionError: another version of the engine or the mixer is needed.
-        UsageError: the window is out of range. InvalidModelError: a malformed package.
+        UsageError: the window is out of range, or there is no such device here.
+        InvalidModelError: a malformed package. ExactnessError: the device computes other integers.
     """
     if predictor.engine_version != ENGINE_VERSION:
         raise UnsupportedVersionError(
@@ -419,10 +427,12 @@ def open_codec(
         parameters = MixerParameters.decode(mixer.parameters)
     except ValueError as error:
         raise UnsupportedVersionError(f"the archive cannot be decoded: {error}") from error
-    engine = Engine(
+    engine = open_engine(
         package,
+        device,
         window=predictor.window_tokens,
         local_window=predictor.local_window_tokens,
         sinks=predictor.sink_tokens,
     )
+    threads = threads if device == CPU else 1
     return FrameCodec(engine, package=package, mixer=parameters, threads=threads, chunking=chunking)

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from archiver.predict.engine import Engine, Session
+from archiver.predict.engine import EngineBase
 from archiver.predict.kernels import head
 from archiver.predict.kernels.memory import aligned_empty
 from archiver.types import Float32Array, Int8Array, Int32Array, Int64Array, Progress, UInt32Array
 
-BLOCK_TOKENS = 128
 # A step of few streams takes the time in which memory brings the weights, so two threads that
 # each read them are no faster than one (measured: 3 streams, 22 ms a step against 17).
 GROUP_STREAMS_MIN = 4
@@ -33,7 +32,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def head_room(engine: Engine) -> Float32Array:
+def head_room(engine: EngineBase) -> Float32Array:
     """Where the products of `HEAD_ROWS` rows over the vocabulary come to lie, float32."""
     return aligned_empty((HEAD_ROWS * engine.vocabulary.size,), np.float32)
 
@@ -55,7 +54,7 @@ class Stepper:
     """
 
     def __init__(
-        self, engine: Engine, pool: ThreadPoolExecutor, groups: int, streams: int, steps: int
+        self, engine: EngineBase, pool: ThreadPoolExecutor, groups: int, streams: int, steps: int
     ) -> None:
         self._engine = engine
         self._pool = pool
@@ -63,7 +62,7 @@ class Stepper:
         self.groups = [slice(a, b) for a, b in itertools.pairwise(edges) if a < b]
         sizes = {group.start: group.stop - group.start for group in self.groups}
         self._sessions = {
-            start: Session(engine, streams=size, tokens=steps, steps=1)
+            start: engine.session(streams=size, tokens=steps, steps=1)
             for start, size in sizes.items()
         }
         size = engine.vocabulary.size
@@ -119,21 +118,14 @@ class Stepper:
 class ModelWorkers:
     """A pool of threads over one engine."""
 
-    def __init__(self, engine: Engine, threads: int | None) -> None:
+    def __init__(self, engine: EngineBase, threads: int | None) -> None:
         """Args: threads, at least 1; None for one a core that the process may use."""
         self._engine = engine
         self._threads = threads or usable_cores()
-        engine.backend.prepare_thread()
+        engine.prepare_thread()
         self._pool = ThreadPoolExecutor(
-            self._threads, "llmzip-model", initializer=engine.backend.prepare_thread
+            self._threads, "llmzip-model", initializer=engine.prepare_thread
         )
-
-    def cache_bytes(self, streams: int, steps: int) -> int:
-        """Memory for the keys and values of that many streams when decoding, at most."""
-        engine = self._engine
-        slots = engine.cache_slots(streams=1, tokens=steps, steps=1, unit=16)
-        total = int(slots.sum(dtype=np.int64)) + slots.size * (engine.sinks + 16)
-        return streams * total * (2 * engine.head_dim + 8)
 
     @contextmanager
     def stepper(self, streams: int, steps: int) -> Iterator[Stepper]:
@@ -184,12 +176,13 @@ class ModelWorkers:
         inputs = np.empty_like(ranks)
         inputs[0] = engine.start_token
         inputs[1:] = np.where(ranks[:-1] < 0, engine.start_token, ranks[:-1])
-        session = Session(engine, streams=1, tokens=len(ranks), steps=BLOCK_TOKENS)
+        steps = engine.block_tokens
+        session = engine.session(streams=1, tokens=len(ranks), steps=steps)
         found: list[UInt32Array] = []
         counts = np.zeros(len(ranks), np.int32)
         room = head_room(engine)
-        for start in range(0, len(ranks), BLOCK_TOKENS):
-            block = slice(start, min(start + BLOCK_TOKENS, len(ranks)))
+        for start in range(0, len(ranks), steps):
+            block = slice(start, min(start + steps, len(ranks)))
             codes, scales = session.advance(inputs[None, block])
             for at in range(0, len(codes), HEAD_ROWS):
                 rows = slice(at, min(at + HEAD_ROWS, len(codes)))

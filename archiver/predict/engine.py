@@ -20,9 +20,10 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -234,7 +235,6 @@ class Layer:
         head_gains: of the norms of queries and keys, float32 [head_dim] each.
         output_gains: of the norms after attention and after the feed-forward network, float32
             [hidden] each.
-        slides: whether it has the sliding layers' window and rotation.
     """
 
     qkv: Linear
@@ -243,7 +243,6 @@ class Layer:
     down: Linear
     head_gains: tuple[Float32Array, Float32Array] | None
     output_gains: tuple[Float32Array, Float32Array] | None
-    slides: bool
 
     @classmethod
     def of(cls, config: EngineConfig, arrays: Arrays, number: int, backend: type[Product]) -> Layer:
@@ -262,7 +261,6 @@ class Layer:
             down=Linear.of(arrays, f"{name}.down", backend),
             head_gains=pair(family.head_norms, "query_gains", "key_gains"),
             output_gains=pair(family.output_norms, "o.gains", "down.gains"),
-            slides=family.sliding and bool(arrays["sliding_layers"][number]),
         )
 
 
@@ -293,10 +291,41 @@ def _check_visible(window: int, sinks: int) -> None:
         )
 
 
-class Engine:
-    """A model package ready to run; holds no state of any stream and may serve many threads.
+class PredictorSession(Protocol):
+    """The state of some streams that advance together."""
+
+    sinks: Any
+    """Keys and values of the first positions, as the engine wants a soft prompt's."""
+
+    def advance(self, tokens: Int32Array) -> tuple[Int8Array, Float32Array]:
+        """Every stream is `steps` tokens further.
+
+        Args:
+            tokens: int32 [streams, steps], embedding rows.
+
+        Returns:
+            the normalized last hidden states, stream by stream: int8 codes
+            [streams * steps, hidden] and their scales, float32 [streams * steps].
+        """
+
+
+class Head(Protocol):
+    """From hidden states to products over the vocabulary."""
+
+    def __call__(
+        self, codes: Int8Array, scales: Float32Array, room: Float32Array | None = None, /
+    ) -> Scaled:
+        """Products of what `PredictorSession.advance` gives; arguments as for `Linear`."""
+
+
+class EngineBase(ABC):
+    """What package and header settle, wherever the weights lie: all that the codec knows of.
+
+    Whatever computes, the integers are the same: an archive does not tell by what it was made.
 
     Attributes:
+        block_tokens: of a stream that had best go through the layers at once, where all are known.
+        head: from a session's rows to products over the vocabulary.
         windows: int32 [layers, kv_heads], tokens that each key/value head sees.
         lead: vectors of the soft prompt; the first token of a stream stands at this position.
         sinks: first positions that every later one sees, the soft prompt's included.
@@ -304,22 +333,18 @@ class Engine:
         segment: tokens after which streams restart, where places have vectors; else None.
     """
 
+    block_tokens: ClassVar[int]
+    head: Head
+
     def __init__(
-        self,
-        package: ModelPackage,
-        *,
-        window: int,
-        local_window: int,
-        sinks: int,
-        matmul: str | None = None,
+        self, package: ModelPackage, *, window: int, local_window: int, sinks: int
     ) -> None:
-        """Prepare the weights for the fastest exact matrix product of this machine.
+        """Check the package; its weights are a subclass's business.
 
         Args:
             window: tokens that a position sees, itself included; local_window: those that the
                 package's local heads see, at most `window`; sinks: first positions of a
                 stream that every later one sees as well.
-            matmul: force one backend (see `choose_backend`).
 
         Raises:
             UsageError: windows or sinks out of range. InvalidModelError: a malformed package.
@@ -327,31 +352,24 @@ class Engine:
         _check_visible(window, sinks)
         if not 1 <= local_window <= window:
             raise UsageError(f"a local window of {local_window} in one of {window}")
-        config = EngineConfig.of(package)
+        config = self.config = EngineConfig.of(package)
         self.window, self.sinks = window, sinks
         local = np.asarray(package.arrays["local_heads"]) != 0
         self.windows: Int32Array = np.where(local, local_window, window).astype(np.int32)
         self.family = config.family
         self.lead = 0
-        self.prompt_sinks: Caches | None = None
+        self.prompt_sinks: Any = None
         self.hidden, self.ffn = config.hidden, config.ffn
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.epsilon = config.norm_epsilon
         self.start_token = config.start_token
         arrays = package.arrays
-        attention_width = self.heads * self.head_dim
-        inner_sizes = {self.hidden, attention_width, self.ffn}
-        if max(inner_sizes) > INNER_MAX:
+        self.inner_sizes = {self.hidden, self.heads * self.head_dim, self.ffn}
+        if max(self.inner_sizes) > INNER_MAX:
             raise InvalidModelError(f"sums of more than {INNER_MAX} products")
-        self.backend = choose_backend(inner_sizes, matmul)
-        self.embed_codes: Int8Array = arrays["embed.codes"]
-        self.embed_scales: Float32Array = np.array(arrays["embed.scales"])
-        self.head = Linear.of(arrays, "head", self.backend)
-        self.layers = [
-            Layer.of(config, arrays, number, self.backend) for number in range(config.layers)
-        ]
-        slides = np.array([layer.slides for layer in self.layers])
+        slides = np.zeros(config.layers, np.bool_)
         if config.sliding_tokens is not None:
+            slides = np.asarray(arrays["sliding_layers"]) != 0
             shorter = np.minimum(self.windows, config.sliding_tokens)
             self.windows = np.where(slides[:, None], shorter, self.windows).astype(np.int32)
         self._slides: list[bool] = slides.tolist()
@@ -372,7 +390,24 @@ class Engine:
         self.span = activation_span(self.ffn)
         self.logit_unit = np.float32(LOG2_E / np.sqrt(float(self.head_dim)))
 
-    def steered(self, prompt: SoftPrompt) -> Engine:
+    @abstractmethod
+    def session(self, *, streams: int, tokens: int, steps: int) -> PredictorSession:
+        """Streams that hold nothing but the soft prompt.
+
+        Args:
+            tokens: the longest stream's length, at most STREAM_TOKENS_MAX with the soft prompt.
+            steps: the most tokens a stream that one call of `advance` brings.
+        """
+
+    @abstractmethod
+    def prepare_thread(self) -> None:
+        """The calling thread is ready to run sessions."""
+
+    @abstractmethod
+    def _embed_by(self, codes: Int8Array, scales: Float32Array) -> None:
+        """Embeddings are codes * scales from now on: int8 [rows, hidden], float32 [rows]."""
+
+    def steered(self, prompt: SoftPrompt) -> Self:
         """An engine over the same weights whose streams begin after a soft prompt.
 
         The prompt's vectors go through the layers once, in place of embeddings; every later
@@ -391,11 +426,11 @@ class Engine:
         steered = copy.copy(self)
         steered.sinks = self.sinks + lead
         reader = copy.copy(steered)  # one whose tokens are the vectors
-        reader.embed_codes, reader.embed_scales = prompt.codes, prompt.scales
+        reader._embed_by(prompt.codes, prompt.scales)
         if self.positions is not None:
             reader.segment = lead
             steered.segment = min(self.window, len(self.positions) - lead)
-        session = Session(reader, streams=1, tokens=lead, steps=lead)
+        session = reader.session(streams=1, tokens=lead, steps=lead)
         session.advance(np.arange(lead, dtype=np.int32)[None])
         steered.lead, steered.prompt_sinks = lead, session.sinks
         return steered
@@ -403,22 +438,6 @@ class Engine:
     def layer_sinks(self, number: int) -> int:
         """First positions that every later one sees in a layer; none in a sliding one."""
         return 0 if self._slides[number] else self.sinks
-
-    def activate(self, product: Scaled, codes: Int8Array, scales: Float32Array) -> None:
-        """codes * scales = what goes into the down projection; codes int8 [rows, ffn]."""
-        activation = self.family.activation
-        if activation == "silu":
-            layers.gate_and_rotate(*product, self.span, codes, scales)
-        else:
-            by_tangent = activation == "gelu_tanh"
-            families.gelu_and_rotate(*product, by_tangent, self.span, codes, scales)
-
-    def add(self, x: Float32Array, product: Scaled, gains: Float32Array | None) -> None:
-        """x += the product, normalized if there are gains; x float32 [rows, hidden]."""
-        if gains is None:
-            layers.add_product(x, *product)
-        else:
-            families.add_normalized(x, *product, gains, self.epsilon, activation_span(self.hidden))
 
     def reread_tokens(self, streams: int) -> int:
         """Tokens of each stream that go through the layers at once when streams restart."""
@@ -436,10 +455,79 @@ class Engine:
         needed = np.minimum(self.lead + tokens, self.windows + steps + unit)
         return (-(-needed // unit) * unit).astype(np.int32)
 
+    def cache_bytes(self, streams: int, steps: int) -> int:
+        """Memory for the keys and values of that many streams, a step at a time, at most."""
+        slots = self.cache_slots(streams=1, tokens=steps, steps=1, unit=16)
+        total = int(slots.sum(dtype=np.int64)) + slots.size * (self.sinks + 16)
+        return streams * total * (2 * self.head_dim + 8)
+
     def rotary(self, positions: int) -> list[tuple[Float32Array, Float32Array]]:
         """By layer, cosines and sines of the first positions, float32 [positions, head_dim/2]."""
         angles = [rotary_angles(fine, coarse, positions) for fine, coarse in self._rotary]
         return [angles[slides] for slides in self._slides]
+
+
+class Engine(EngineBase):
+    """A model package ready to run on the processor; holds no state of any stream and may serve
+    many threads.
+    """
+
+    block_tokens = 128
+
+    def __init__(
+        self,
+        package: ModelPackage,
+        *,
+        window: int,
+        local_window: int,
+        sinks: int,
+        matmul: str | None = None,
+    ) -> None:
+        """Prepare the weights for the fastest exact matrix product of this machine.
+
+        Args:
+            window, local_window, sinks: as for `EngineBase`.
+            matmul: force one backend (see `choose_backend`).
+
+        Raises:
+            UsageError: windows or sinks out of range. InvalidModelError: a malformed package.
+        """
+        super().__init__(package, window=window, local_window=local_window, sinks=sinks)
+        arrays = package.arrays
+        self.backend = choose_backend(self.inner_sizes, matmul)
+        self._embed_by(arrays["embed.codes"], np.array(arrays["embed.scales"]))
+        self.head = Linear.of(arrays, "head", self.backend)
+        self.layers = [
+            Layer.of(self.config, arrays, number, self.backend)
+            for number in range(self.config.layers)
+        ]
+
+    def session(self, *, streams: int, tokens: int, steps: int) -> Session:
+        """Streams that hold nothing but the soft prompt; arguments as for `Session`."""
+        return Session(self, streams=streams, tokens=tokens, steps=steps)
+
+    def prepare_thread(self) -> None:
+        """The calling thread is ready to run sessions."""
+        self.backend.prepare_thread()
+
+    def _embed_by(self, codes: Int8Array, scales: Float32Array) -> None:
+        self.embed_codes, self.embed_scales = codes, scales
+
+    def activate(self, product: Scaled, codes: Int8Array, scales: Float32Array) -> None:
+        """codes * scales = what goes into the down projection; codes int8 [rows, ffn]."""
+        activation = self.family.activation
+        if activation == "silu":
+            layers.gate_and_rotate(*product, self.span, codes, scales)
+        else:
+            by_tangent = activation == "gelu_tanh"
+            families.gelu_and_rotate(*product, by_tangent, self.span, codes, scales)
+
+    def add(self, x: Float32Array, product: Scaled, gains: Float32Array | None) -> None:
+        """x += the product, normalized if there are gains; x float32 [rows, hidden]."""
+        if gains is None:
+            layers.add_product(x, *product)
+        else:
+            families.add_normalized(x, *product, gains, self.epsilon, activation_span(self.hidden))
 
 
 Caches: TypeAlias = list[tuple[UInt8Array, Int8Array, Float32Array, Float32Array]]

@@ -24,7 +24,7 @@ from archiver.errors import LimitExceededError, UnsupportedVersionError
 from archiver.levels import LEVELS, Chunking
 from archiver.mixing.parameters import MixerParameters
 from archiver.options import CompressOptions
-from archiver.predict.engine import ENGINE_VERSION
+from archiver.predict.engine import ENGINE_VERSION, Engine
 from archiver.predict.package import ModelPackage
 
 TEXT = (
@@ -128,7 +128,7 @@ def test_threads_and_blocks_change_nothing(
         assert codec.encode(content) == payload
         assert codec.decode(payload, len(content)) == content
     for block, rows in ((1, 1), (7, 3), (64, 64)):
-        monkeypatch.setattr(workers, "BLOCK_TOKENS", block)
+        monkeypatch.setattr(Engine, "block_tokens", block)
         monkeypatch.setattr(workers, "HEAD_ROWS", rows)
         codec = make_codec(tiny)
         assert codec.encode(content) == payload

@@ -18,7 +18,7 @@ from archiver.container import SteeringKind, SteeringSection
 from archiver.errors import LimitExceededError, SteeringError, UsageError
 from archiver.levels import Chunking
 from archiver.options import CompressOptions
-from archiver.predict.engine import SoftPrompt
+from archiver.predict.engine import Engine, SoftPrompt
 from archiver.predict.package import ModelPackage
 from archiver.steering import files, quantizers
 from archiver.steering.bodies import decode_body, encode_body
@@ -59,7 +59,7 @@ def test_threads_blocks_and_streams_change_nothing(
         assert codec(threads).encode(content) == payload
         assert codec(threads).decode(payload, len(content)) == content
     for block, rows in ((1, 1), (7, 3), (64, 64)):
-        monkeypatch.setattr(workers, "BLOCK_TOKENS", block)
+        monkeypatch.setattr(Engine, "block_tokens", block)
         monkeypatch.setattr(workers, "HEAD_ROWS", rows)
         assert codec(1).encode(content) == payload
 

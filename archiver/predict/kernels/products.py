@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -98,27 +98,38 @@ def backend_named(name: str) -> type[Product]:
     return torch_products.BACKENDS[name]
 
 
-def is_exact(backend: type[Product], inner_sizes: Iterable[int]) -> bool:
-    """Whether the backend computes float32(integer sum) for worst-case operands.
+def probes(
+    inner_sizes: Iterable[int],
+) -> Iterator[tuple[Int8Array, list[tuple[Int8Array, Float32Array]]]]:
+    """Worst-case weights, and codes for them with float32(integer sum), their true product.
 
     Operands of the greatest magnitude with equal and with alternating signs, which overflow any
     accumulator narrower than the sum needs, and random ones; row counts as the engine uses them.
     """
     generator = np.random.default_rng(0)
+    for inner in sorted(set(inner_sizes)):
+        weights = generator.integers(-127, 128, (96, inner)).astype(np.int8)
+        weights[0], weights[1], weights[2, ::2], weights[3] = 127, -127, 127, 127
+        weights[3, : inner // 2] = -127
+        cases = []
+        for rows in (1, 8, 32, 64, 256):
+            codes = generator.integers(-127, 128, (rows, inner)).astype(np.int8)
+            codes[0] = 127
+            codes[-1, ::2] = -127
+            sums = codes.astype(np.float64) @ weights.astype(np.float64).T  # below 2^53
+            cases.append((codes, sums.astype(np.float32)))
+        yield weights, cases
+
+
+def is_exact(backend: type[Product], inner_sizes: Iterable[int]) -> bool:
+    """Whether the backend computes float32(integer sum) for worst-case operands."""
     try:
-        for inner in sorted(set(inner_sizes)):
-            weights = generator.integers(-127, 128, (96, inner)).astype(np.int8)
-            weights[0], weights[1], weights[2, ::2], weights[3] = 127, -127, 127, 127
-            weights[3, : inner // 2] = -127
+        for weights, cases in probes(inner_sizes):
             product = backend(weights)
-            for rows in (1, 8, 32, 64, 256):
-                codes = generator.integers(-127, 128, (rows, inner)).astype(np.int8)
-                codes[0] = 127
-                codes[-1, ::2] = -127
-                sums = codes.astype(np.float64) @ weights.astype(np.float64).T  # below 2^53
-                found = np.empty((rows, len(weights)), np.float32)
+            for codes, expected in cases:
+                found = np.empty_like(expected)
                 product(codes, found)
-                if not np.array_equal(found, sums.astype(np.float32)):
+                if not np.array_equal(found, expected):
                     return False
     except (RuntimeError, NotImplementedError, AttributeError):
         return False  # this build of torch, or this processor, does not have the operator
