@@ -21,6 +21,7 @@ from archiver.commands.arguments import (
     ByteSize,
     check_outputs,
     content_name,
+    device_option,
     files_argument,
     input_of,
     keep_going_option,
@@ -80,6 +81,7 @@ commands.add_command(train)
     "-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Model to predict with."
 )
 @threads_option
+@device_option
 @level_options
 @click.option(
     "--window", type=int, metavar="TOKENS",
@@ -116,6 +118,7 @@ def compress(
     force: bool,
     model: str,
     threads: int | None,
+    device: str,
     window: int | None,
     local_window: int | None,
     frame_size: int,
@@ -143,6 +146,7 @@ def compress(
         options = CompressOptions(
             model=model,
             threads=threads or None,
+            device=device,
             level=level,
             window_tokens=window,
             local_window_tokens=local_window,
@@ -198,6 +202,7 @@ def _compress_file(
 @files_argument
 @writing_options
 @threads_option
+@device_option
 @keep_going_option
 @steering_file_option
 @reporting_options
@@ -209,6 +214,7 @@ def decompress(
     to_stdout: bool,
     force: bool,
     threads: int | None,
+    device: str,
     keep_going: bool,
     steer: str | None,
     quiet: bool,
@@ -229,13 +235,14 @@ def decompress(
         with reporter.errors_of(shown(name)):
             target = output_of(name, output, to_stdout, content_name)
             sink = target if target is not None else standard_output(force=force, binary=False)
-            _decode_file(reporter, name, sink, threads or None, keep_going, steer, force)
+            _decode_file(reporter, name, sink, threads or None, device, keep_going, steer, force)
     ctx.exit(reporter.exit_code)
 
 
 @commands.command()
 @files_argument
 @threads_option
+@device_option
 @keep_going_option
 @steering_file_option
 @reporting_options
@@ -244,6 +251,7 @@ def test(
     ctx: click.Context,
     files: tuple[str, ...],
     threads: int | None,
+    device: str,
     keep_going: bool,
     steer: str | None,
     quiet: bool,
@@ -258,7 +266,7 @@ def test(
     reporter = Reporter(quiet=quiet, verbose=verbose)
     for name in files or (STANDARD_STREAM,):
         with reporter.errors_of(shown(name)):
-            _decode_file(reporter, name, None, threads or None, keep_going, steer, False)
+            _decode_file(reporter, name, None, threads or None, device, keep_going, steer, False)
     ctx.exit(reporter.exit_code)
 
 
@@ -267,6 +275,7 @@ def _decode_file(
     name: str,
     sink: str | BinaryIO | None,
     threads: int | None,
+    device: str,
     keep_going: bool,
     steer: str | None,
     force: bool,
@@ -281,6 +290,7 @@ def _decode_file(
             summary = api.verify(
                 source,
                 threads=threads,
+                device=device,
                 keep_going=keep_going,
                 steering=steer,
                 progress=progress,
@@ -291,6 +301,7 @@ def _decode_file(
                 source,
                 sink,
                 threads=threads,
+                device=device,
                 keep_going=keep_going,
                 overwrite=force,
                 steering=steer,

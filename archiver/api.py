@@ -31,11 +31,13 @@ from archiver.errors import DamagedArchiveError, UsageError
 from archiver.files import SourceLike, TargetLike, open_source, open_target, seekable
 from archiver.frames import FrameDecoder, FrameEncoder, ModelProgress, Progress, cut_frames
 from archiver.options import (
+    CPU,
     DEFAULT_BINS,
     DEFAULT_MODEL,
     DEFAULT_PRIOR,
     DEFAULT_TRAINING_S,
     CompressOptions,
+    check_device,
     check_threads,
     check_training,
 )
@@ -156,6 +158,7 @@ def decompress(
     target: None = None,
     *,
     threads: int | None = None,
+    device: str = CPU,
     keep_going: bool = False,
     overwrite: bool = False,
     steering: PathLike | None = None,
@@ -168,6 +171,7 @@ def decompress(
     target: TargetLike,
     *,
     threads: int | None = None,
+    device: str = CPU,
     keep_going: bool = False,
     overwrite: bool = False,
     steering: PathLike | None = None,
@@ -179,6 +183,7 @@ def decompress(
     target: TargetLike | None = None,
     *,
     threads: int | None = None,
+    device: str = CPU,
     keep_going: bool = False,
     overwrite: bool = False,
     steering: PathLike | None = None,
@@ -192,6 +197,7 @@ def decompress(
         target: a path or a binary stream; None to have the content returned. A stream may have
             received intact frames when a later one turns out to be damaged.
         threads: how many threads may work; None for one a core.
+        device: where the model runs, "cpu" or "cuda", whatever the archive was made with.
         keep_going: leave out what is damaged and decode the rest; look at the summary's
             `damages`. Needs a target.
         overwrite: whether a target that exists may be replaced.
@@ -208,20 +214,23 @@ def decompress(
         UsageError, InputError, OutputError, ModelError: see `archiver.errors`.
     """
     check_threads(threads)
+    check_device(device)
     if target is None and keep_going:
         raise UsageError("keep_going needs a target, so that the losses can be returned")
     with open_source(source) as opened:
         if target is None:
             content = io.BytesIO()
             _decompress_stream(
-                opened.stream, content, threads, False, _path(steering), progress, model_progress
-            )
+                opened.stream, content, threads, device, False, _path(steering), progress,
+                model_progress,
+            )  # fmt: skip
             return content.getvalue()
         with open_target(target, overwrite=overwrite, source=opened) as writing:
             return _decompress_stream(
                 opened.stream,
                 writing,
                 threads,
+                device,
                 keep_going,
                 _path(steering),
                 progress,
@@ -233,6 +242,7 @@ def verify(
     source: SourceLike,
     *,
     threads: int | None = None,
+    device: str = CPU,
     keep_going: bool = False,
     steering: PathLike | None = None,
     progress: Progress | None = None,
@@ -240,11 +250,13 @@ def verify(
 ) -> DecodeSummary:
     """Decode an archive and check it, without keeping the content; otherwise as `decompress`."""
     check_threads(threads)
+    check_device(device)
     with open_source(source) as opened:
         return _decompress_stream(
             opened.stream,
             _Nowhere(),
             threads,
+            device,
             keep_going,
             _path(steering),
             progress,
@@ -256,6 +268,7 @@ def _decompress_stream(
     stream: BinaryIO,
     sink: ByteSink,
     threads: int | None,
+    device: str,
     keep_going: bool,
     steering: Path | None,
     progress: Progress | None,
@@ -263,9 +276,9 @@ def _decompress_stream(
 ) -> DecodeSummary:
     if keep_going:
         with seekable(stream) as sought:
-            return _salvage(sought, sink, threads, steering, progress, model_progress)
+            return _salvage(sought, sink, threads, device, steering, progress, model_progress)
     reader = ArchiveReader(stream)
-    decoder = FrameDecoder(reader.header, threads, model_progress, steering)
+    decoder = FrameDecoder(reader.header, threads, model_progress, steering, device)
     content_hash = xxhash.xxh3_64()
     content_bytes = frame_count = 0
     for frame in reader.frames():
@@ -284,12 +297,13 @@ def _salvage(
     stream: BinaryIO,
     sink: ByteSink,
     threads: int | None,
+    device: str,
     steering: Path | None,
     progress: Progress | None,
     model_progress: ModelProgress | None,
 ) -> DecodeSummary:
     archive = DamagedArchive(stream)
-    decoder = FrameDecoder(archive.header, threads, model_progress, steering)
+    decoder = FrameDecoder(archive.header, threads, model_progress, steering, device)
     content_hash = xxhash.xxh3_64()
     content_bytes = frame_count = 0
     damages = []
@@ -411,6 +425,7 @@ def open(
     source: SourceLike,
     *,
     threads: int | None = None,
+    device: str = CPU,
     steering: PathLike | None = None,
     model_progress: ModelProgress | None = None,
 ) -> BinaryIO:
@@ -421,6 +436,7 @@ def open(
     Args:
         source: a path, the archive itself, or a stream, which must stay open meanwhile.
         threads: how many threads may work; None for one a core.
+        device: where the model runs, "cpu" or "cuda".
         steering: the steering file that the archive names, if it names one.
         model_progress: called with stage, bytes done and bytes in all, while a model is fetched.
 
@@ -431,7 +447,8 @@ def open(
         ArchiverError: as `info`; reading from the file raises as `decompress` does.
     """
     check_threads(threads)
-    content = ContentFile(source, threads, _path(steering), model_progress)
+    check_device(device)
+    content = ContentFile(source, threads, _path(steering), model_progress, device)
     return cast(BinaryIO, io.BufferedReader(content))
 
 

@@ -23,6 +23,7 @@ class ContentFile(io.RawIOBase):
         threads: int | None,
         steering: Path | None,
         model_progress: ModelProgress | None,
+        device: str,
     ) -> None:
         super().__init__()
         self._resources = ExitStack()
@@ -33,7 +34,9 @@ class ContentFile(io.RawIOBase):
             opened = stack.enter_context(open_source(source))
             stream: BinaryIO = stack.enter_context(seekable(opened.stream))
             self._archive = IndexedArchive(stream)
-            self._decoder = FrameDecoder(self._archive.header, threads, model_progress, steering)
+            self._decoder = FrameDecoder(
+                self._archive.header, threads, model_progress, steering, device
+            )
             self._resources = stack.pop_all()
 
     def readable(self) -> bool:

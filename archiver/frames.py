@@ -25,7 +25,7 @@ from archiver.errors import (
     UsageError,
 )
 from archiver.levels import DEFAULT_LEVEL, LEVELS, Chunking
-from archiver.options import CompressOptions, SteeringMode
+from archiver.options import CPU, CompressOptions, SteeringMode
 
 if TYPE_CHECKING:
     from archiver.codec import FrameCodec
@@ -77,7 +77,7 @@ def codec_for_writing(
     package = registry.resolve(options.model, progress=model_progress)
     predictor, mixer = codec.settings_for(package, options)
     header = Header(predictor=predictor, mixer=mixer)
-    plain = _opened(header, package, options.threads, options.chunking)
+    plain = _opened(header, package, options.threads, options.chunking, options.device)
     section, prompt = choose(options, package, plain, sample, model_progress)
     if prompt is None:
         return plain, header
@@ -90,7 +90,7 @@ def plain_codec(options: CompressOptions, header: Header) -> tuple[FrameCodec, H
 
     plain = replace(header, steering=None)
     package = registry.resolve(options.model)
-    return _opened(plain, package, options.threads, options.chunking), plain
+    return _opened(plain, package, options.threads, options.chunking, options.device), plain
 
 
 def trained_codec(
@@ -118,13 +118,16 @@ def codec_for_reading(
     threads: int | None,
     model_progress: ModelProgress | None,
     steering_file: Path | None = None,
+    device: str = CPU,
 ) -> Codec:
     """Return the codec that an archive with this header was made by.
 
     Args:
         steering_file: the steering file that the header may name.
+        device: where the model runs.
 
     Raises:
+        UsageError: there is no such device here.
         ModelError: the model cannot be had. SteeringError: nor can the steering vectors.
         UnsupportedVersionError: the engine's or the mixer's version is unknown.
         DamagedArchiveError, LimitExceededError: the steering section is malformed.
@@ -135,7 +138,7 @@ def codec_for_reading(
     fingerprint = header.predictor.package_fingerprint
     package = registry.resolve_fingerprint(fingerprint, progress=model_progress)
     chunking = LEVELS[DEFAULT_LEVEL].chunking
-    plain = _opened(replace(header, steering=None), package, threads, chunking)
+    plain = _opened(replace(header, steering=None), package, threads, chunking, device)
     if header.steering is None:
         return plain
     from archiver.predict.engine import VISIBLE_MAX
@@ -162,13 +165,13 @@ _kept = threading.local()
 
 
 def _opened(
-    header: Header, package: ModelPackage, threads: int | None, chunking: Chunking
+    header: Header, package: ModelPackage, threads: int | None, chunking: Chunking, device: str
 ) -> FrameCodec:
     from archiver import codec
 
     assert header.predictor is not None
     assert header.mixer is not None
-    key = (header, package.fingerprint, threads, chunking)
+    key = (header, package.fingerprint, threads, chunking, device)
     if getattr(_kept, "key", None) != key:
         _kept.key = _kept.codec = None  # two models need not fit in memory
         _kept.codec = codec.open_codec(
@@ -177,6 +180,7 @@ def _opened(
             package=package,
             threads=threads,
             chunking=chunking,
+            device=device,
         )
         _kept.key = key
     kept: FrameCodec = _kept.codec
@@ -296,9 +300,11 @@ class FrameDecoder:
         threads: int | None,
         model_progress: ModelProgress | None,
         steering_file: Path | None = None,
+        device: str = CPU,
     ) -> None:
         self._header = header
         self._threads = threads
+        self._device = device
         self._model_progress = model_progress
         self._steering_file = steering_file
         self._codec: Codec | None = None
@@ -325,8 +331,9 @@ class FrameDecoder:
         if self._codec is None:
             assert self._header is not None
             self._codec = codec_for_reading(
-                self._header, self._threads, self._model_progress, self._steering_file
-            )
+                self._header, self._threads, self._model_progress, self._steering_file,
+                self._device,
+            )  # fmt: skip
         try:
             return self._codec.decode(frame.payload, frame.content_bytes, progress=progress)
         except DamagedArchiveError as error:

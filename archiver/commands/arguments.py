@@ -12,7 +12,7 @@ import click
 
 from archiver.errors import OutputError, UsageError
 from archiver.levels import LEVELS
-from archiver.options import seconds_of
+from archiver.options import CPU, DEVICES, seconds_of
 
 SUFFIX = ".llmz"
 STANDARD_STREAM = "-"
@@ -74,6 +74,13 @@ threads_option = click.option(
     "--threads",
     type=click.IntRange(min=0),
     help="Threads to use; 0, the default: one a core.",
+)
+device_option = click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    default=CPU,
+    show_default=True,
+    help="Where the model runs; the bytes are the same.",
 )
 keep_going_option = click.option(
     "--keep-going",

@@ -90,7 +90,11 @@ def codec_for_writing(
 
 
 def codec_for_reading(
-    header: Header, threads: int | None, model_progress: Any, steering_file: Path | None
+    header: Header,
+    threads: int | None,
+    model_progress: Any,
+    steering_file: Path | None,
+    device: str,
 ) -> ToyCodec:
     assert header.predictor is not None
     if header.predictor.package_fingerprint != FINGERPRINT:

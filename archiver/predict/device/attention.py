@@ -3,10 +3,10 @@
     keys, values   int8     [streams, heads, slots, head_dim]
     their scales   float32  [streams, heads, slots]
 
-A head's ring holds position c at slot c mod its slots. Sums are taken in float64, where all integers
-here are exact in any order: scores stay below 127^2 head_dim, weighted values below 2^24 (see
-`kernels.attention.attend`). Float32 would do for both, but settings and environments may turn its
-products into those of TF32.
+A head's ring holds position c at slot c mod its slots. Sums are taken in float64, where all
+integers here are exact in any order: scores stay below 127^2 head_dim, weighted values below 2^24
+(see `kernels.attention.attend`). Float32 would do for both, but settings and environments may turn
+its products into those of TF32.
 
 Source: FORMAT.md, "Predictor" (attention).
 """
@@ -217,4 +217,4 @@ def _product(rows: Tensor, columns: Tensor) -> Tensor:
         rows: [streams, heads, group, steps, inner]; columns: [streams, heads, inner, outputs].
     """
     together = rows.double().flatten(2, 3) @ columns.double()
-    return together.float().unflatten(2, rows.shape[2:4])
+    return together.float().view(*rows.shape[:-1], -1)

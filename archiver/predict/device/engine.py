@@ -41,7 +41,9 @@ class DeviceLinear:
     scales: Tensor
 
     @classmethod
-    def of(cls, arrays: Arrays, name: str, product: type[DeviceProduct], device: str) -> DeviceLinear:
+    def of(
+        cls, arrays: Arrays, name: str, product: type[DeviceProduct], device: str
+    ) -> DeviceLinear:
         """The matrix of that name."""
         return cls(
             product=product(_upload(arrays[f"{name}.codes"], device)),
@@ -200,9 +202,7 @@ class DeviceSession:
         count = min(self.engine.sinks, self.position + keys.codes.shape[2]) - self.position
         if count > 0:
             every, first = slice(None), slice(0, count)
-            numbers = torch.arange(
-                self.position, self.position + count, device=self.engine.device
-            )
+            numbers = torch.arange(self.position, self.position + count, device=self.engine.device)
             for mine, theirs in zip(self.sinks[layer], (keys, values), strict=True):
                 mine.put(2, numbers, theirs.part(every, every, first))
 
@@ -216,7 +216,8 @@ class DeviceSession:
         x.mul_(engine.embed_scales.index_select(0, numbers).unsqueeze(-1))
         for number, layer in enumerate(engine.layers):
             heads = layer.qkv(*layers.normalize(x, engine.epsilon))
-            attended = Coded.of(self._attend(number, heads.view(streams, steps, -1, engine.head_dim)))
+            heads = heads.view(streams, steps, -1, engine.head_dim)
+            attended = Coded.of(self._attend(number, heads))
             x.add_(layer.o(attended.codes, attended.scales))
             up = layer.gate_up(*layers.normalize(x, engine.epsilon))
             gated = Coded.of(layers.transform(layers.gate(up), engine.span))
@@ -233,12 +234,13 @@ class DeviceSession:
         """
         engine = self.engine
         streams, steps, _, dim = heads.shape
-        queries, keys, values = heads.split([engine.heads, engine.kv_heads, engine.kv_heads], 2)
+        parts = [engine.heads, engine.kv_heads, engine.kv_heads]
+        queries, keys, values = torch.split(heads, parts, 2)
         positions = torch.arange(self.position, self.position + steps, device=heads.device)
         turned_keys = Coded.of(self._turned(keys, positions))
         self._hold(layer, turned_keys.by_head(), Coded.of(values).by_head())
 
-        queries = queries.unflatten(2, (engine.kv_heads, -1))
+        queries = queries.reshape(streams, steps, engine.kv_heads, -1, dim)
         turned = self._query(queries, positions)
         out = queries.new_empty(queries.shape)
         for each in self.sets[layer]:
