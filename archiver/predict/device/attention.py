@@ -24,7 +24,7 @@ from archiver.predict.kernels.attention import TOTAL_ONE, WEIGHT_ONE
 from archiver.predict.kernels.layers import CODE_MAX
 from archiver.predict.kernels.vectors import UNSEEN
 
-ITEMS_MAX = 1 << 23  # scores at a time, for all heads, rows and positions: 64 MiB in float64
+ITEMS_MAX = 1 << 24  # of keys, or of scores, at a time: 128 MiB in float64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -138,14 +138,14 @@ def attend(heads: HeadSet, reach: Reach) -> Tensor:
     Args:
         reach: of these heads only.
     """
-    streams, count, group, steps, _ = reach.queries.codes.shape
+    streams, count, group, steps, dim = reach.queries.codes.shape
     out = torch.empty(
         reach.queries.codes.shape, dtype=torch.float32, device=reach.queries.codes.device
     )
     # What one row sees, at most; rows together see one more each.
     columns = min(heads.window, reach.start + steps) + reach.sinks
-    some_streams = max(1, min(streams, ITEMS_MAX // (count * group * columns)))
-    some_steps = max(1, min(steps, ITEMS_MAX // (some_streams * count * group * 2 * columns)))
+    some_streams = max(1, ITEMS_MAX // (count * max(group, dim) * columns))
+    some_steps = max(1, ITEMS_MAX // (min(streams, some_streams) * count * group * 2 * columns))
     for stream in _slices(streams, some_streams):
         for step in _slices(steps, min(some_steps, columns)):
             out[stream, :, :, step] = _attend_part(heads, reach, stream, step)
