@@ -361,14 +361,15 @@ def steering(
 
     with _errors_shown():
         experiment = read_experiment(file)
-        path = record_path(output, BENCHMARK, experiment.name)
-        with _archives_shown() as report:
-            record = read_record(path, BENCHMARK) if show else _last(
-                run_experiment(
-                    experiment, folder=texts, output=output, model=model or DEFAULT_MODEL,
-                    threads=threads, progress=report,
-                )
+
+        def records(report: Progress) -> Iterator[dict[str, Any]]:
+            return run_experiment(
+                experiment, folder=texts, output=output, model=model or DEFAULT_MODEL,
+                threads=threads, progress=report,
             )  # fmt: skip
+
+        path = record_path(output, BENCHMARK, experiment.common.name)
+        record = read_record(path, BENCHMARK) if show else _last(records)
     _show_experiment(record, path, tables, draw)
 
 
@@ -383,24 +384,19 @@ def predictors(file: Path, texts: Path, output: Path, threads: int | None, show:
 
     with _errors_shown():
         experiment = read_experiment(file)
-        path = record_path(output, BENCHMARK, experiment.name)
-        with _archives_shown() as report:
-            record = read_record(path, BENCHMARK) if show else _last(
-                run_experiment(
-                    experiment, folder=texts, output=output, threads=threads, progress=report,
-                )
-            )  # fmt: skip
+
+        def records(report: Progress) -> Iterator[dict[str, Any]]:
+            return run_experiment(
+                experiment, folder=texts, output=output, threads=threads, progress=report
+            )
+
+        path = record_path(output, BENCHMARK, experiment.common.name)
+        record = read_record(path, BENCHMARK) if show else _last(records)
     _show_experiment(record, path, tables, draw)
 
 
-def _last(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    *_, record = records
-    return record
-
-
-@contextmanager
-def _archives_shown() -> Iterator[Progress]:
-    """Give a function that shows on a terminal how many archives are done, and what comes next."""
+def _last(records: Callable[[Progress], Iterator[dict[str, Any]]]) -> dict[str, Any]:
+    """Run an experiment to its end, with a bar on a terminal; return its record."""
     with tqdm(unit="archive", leave=False, disable=None) as bar:
 
         def report(what: str, finished: int, total: int) -> None:
@@ -408,7 +404,8 @@ def _archives_shown() -> Iterator[Progress]:
             bar.set_description(what, refresh=False)
             bar.update(finished - bar.n)
 
-        yield report
+        *_, record = records(report)
+    return record
 
 
 def _show_experiment(

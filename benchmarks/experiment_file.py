@@ -25,7 +25,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar
 
 from benchmarks.inputs import read_input
-from benchmarks.records import InputFile
+from benchmarks.records import InputFile, LlmzipSettings
 
 _Record = TypeVar("_Record")
 
@@ -69,6 +69,29 @@ class Text:
                 f"text {self.name} has {len(content):,} bytes: not {wanted} from {self.begin} on"
             )
         return content[self.begin : None if wanted is None else self.begin + wanted]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommonPart:
+    """What every experiment has.
+
+    Attributes:
+        name: of the file, without its suffix; records are called by it.
+        llmzip: settings of every archive, where an archive does not have its own.
+    """
+
+    name: str
+    title: str
+    texts: tuple[Text, ...]
+    llmzip: LlmzipSettings
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what decides the results, in types that JSON has."""
+        return {
+            "name": self.name,
+            "texts": [dataclasses.asdict(text) for text in self.texts],
+            "llmzip": dataclasses.asdict(self.llmzip),
+        }
 
 
 class Texts:
@@ -116,6 +139,20 @@ def check_keys(table: Mapping[str, Any], needed: Sequence[str], others: Sequence
     for key in needed:
         if key not in table:
             raise ExperimentError(f"{key} is missing")
+
+
+def common_part(path: Path, table: Mapping[str, Any]) -> CommonPart:
+    """Return the common part of the experiment in a file.
+
+    Raises:
+        ExperimentError: it is malformed.
+    """
+    return CommonPart(
+        name=path.stem,
+        title=str(table["title"]),
+        texts=named_records(Text, "text", table["text"]),
+        llmzip=of_table(LlmzipSettings, "llmzip", table.get("llmzip", {})),
+    )
 
 
 def named_records(record: type[_Record], what: str, entries: Any) -> tuple[_Record, ...]:

@@ -114,6 +114,10 @@ class ResumedRecord:
         session = len(self.content["sessions"]) - 1
         self._known[key_of(row["case"])] = row | {"session": session}
         self._order()
+        self.write()
+
+    def write(self) -> None:
+        """Write the record as it is."""
         write_json(self._path, self.content)
 
     def _order(self) -> None:

@@ -9,6 +9,7 @@ it as it is.
 
 experiment   an experiment file: texts, settings, predictors
 steps        a command of the workshop, without what goes in and what comes out
+facts        sizes and shapes of what was made
 workbench    carries steps out, keeps what they made, makes packages
 record       what is known so far; a rerun goes on where the record ends
 tables       records as text, for a terminal and for the README; charts: as pictures

@@ -33,15 +33,14 @@ from archiver.errors import UsageError
 from archiver.options import DEFAULT_MODEL
 from archiver.predict.names import checked_name
 from benchmarks.experiment_file import (
+    CommonPart,
     ExperimentError,
-    Text,
     check_keys,
+    common_part,
     named_records,
-    of_table,
     read_table,
 )
 from benchmarks.predictors.steps import Step
-from benchmarks.records import LlmzipSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,25 +82,12 @@ class Experiment:
     """What an experiment file says.
 
     Attributes:
-        name: of the file, without its suffix; records are called by it.
         here: the file's folder.
-        llmzip: settings of every archive.
     """
 
-    name: str
+    common: CommonPart
     here: Path
-    title: str
-    texts: tuple[Text, ...]
-    llmzip: LlmzipSettings
     predictors: tuple[Predictor, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what all results have in common, in types that JSON has."""
-        return {
-            "name": self.name,
-            "texts": [dataclasses.asdict(text) for text in self.texts],
-            "llmzip": dataclasses.asdict(self.llmzip),
-        }
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -113,16 +99,13 @@ def read_experiment(path: Path) -> Experiment:
     table = read_table(path)
     try:
         check_keys(table, ("title", "text", "predictor"), ("llmzip",))
-        settings = of_table(LlmzipSettings, "llmzip", table.get("llmzip", {}))
+        common = common_part(path, table)
         for name in ("model", "threads"):
-            if getattr(settings, name) is not None:
+            if getattr(common.llmzip, name) is not None:
                 raise ExperimentError(f"{name} in llmzip is not the experiment's to choose")
         return Experiment(
-            name=path.stem,
+            common=common,
             here=path.resolve().parent,
-            title=str(table["title"]),
-            texts=named_records(Text, "text", table["text"]),
-            llmzip=settings,
             predictors=_predictors(named_records(_Entry, "predictor", table["predictor"])),
         )
     except (ExperimentError, UsageError) as error:

@@ -49,8 +49,8 @@ def run_experiment(
         ExperimentError: a text or a base is missing, or the record is of another experiment.
         ArchiverError: a base cannot be had.
     """
-    texts = Texts(experiment.texts, folder)
-    path = record_path(output, BENCHMARK, experiment.name)
+    texts = Texts(experiment.common.texts, folder)
+    path = record_path(output, BENCHMARK, experiment.common.name)
     for base in {predictor.base for predictor in experiment.predictors if is_known(predictor.base)}:
         find_weights(base, None)  # kept, or every step would fetch them
     with temporary_folder() as name:
@@ -66,22 +66,23 @@ def _run(
     experiment: Experiment, texts: Texts, path: Path, bench: Workbench, progress: Progress
 ) -> Iterator[dict[str, Any]]:
     record = ResumedRecord(
-        path, BENCHMARK, experiment.title, experiment.as_dict() | coder_versions()
+        path, BENCHMARK, experiment.common.title, experiment.common.as_dict() | coder_versions()
     )
     _check_named(record, experiment)
     made_of = {predictor.name: bench.case(predictor) for predictor in experiment.predictors}
     cases = {
         predictor.name: {text.name: made_of[predictor.name] | {"text": text.name}
-                         for text in experiment.texts}
+                         for text in experiment.common.texts}
         for predictor in experiment.predictors
     }  # fmt: skip
     record.content["predictors"] = [predictor.as_dict() for predictor in experiment.predictors]
     record.expect([case for by_text in cases.values() for case in by_text.values()])
     yield record.content
     if record.finished == record.total:
+        record.write()  # predictors may be compared otherwise than before
         return
     record.begin_session(bench.threads)
-    shared = dataclasses.replace(experiment.llmzip, threads=bench.threads)
+    shared = dataclasses.replace(experiment.common.llmzip, threads=bench.threads)
     progress("warm-up", record.finished, record.total)
     model = bench.base_package(experiment.predictors[0].base).fingerprint
     problem = warm_up(dataclasses.replace(shared, model=model))

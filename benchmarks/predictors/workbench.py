@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ from benchmarks.environment import REPOSITORY, git_state
 from benchmarks.experiment_file import ExperimentError
 from benchmarks.inputs import sha256_of
 from benchmarks.predictors.experiment import Predictor
+from benchmarks.predictors.facts import package_sizes, packed_sizes, pruning_of
 from benchmarks.predictors.steps import Step
 from benchmarks.records import write_json
 from benchmarks.runner import JobError, JobReport, run_job
@@ -140,7 +140,7 @@ class Workbench:
             except JobError as error:
                 raise JobError(f"{step.command}: {error}") from error
             made.append(json.loads((self.kept / key / _MADE_FILE).read_text(encoding="utf-8")))
-            pruning = _pruning(Path(model)) or pruning
+            pruning = pruning_of(Path(model)) or pruning
         if predictor.steps:
             tell("making a package")
             self._llmzip("add", model, "--name", key, "-q")
@@ -149,9 +149,11 @@ class Workbench:
             package = self.base_package(predictor.base)
         facts = {
             "fingerprint": package.fingerprint,
-            **run_job(f"{__name__}:describe_weights", {"model": model}, self.folder).value,
+            **run_job(
+                "benchmarks.predictors.facts:describe_weights", {"model": model}, self.folder
+            ).value,
             "package_bytes": package.array_bytes,
-            **(_packed_sizes(Path(model)) or _package_sizes(package)),
+            **(packed_sizes(Path(model)) or package_sizes(package)),
             "steps": made,
             "pruning": pruning,
         }
@@ -284,78 +286,8 @@ def _contents(path: Path) -> list[tuple[str, str]]:
     return [(file.relative_to(path).as_posix(), sha256_of(file)) for file in files]
 
 
-def _pruning(weights: Path) -> dict[str, Any] | None:
-    """Return what removing blocks measured; None where none were removed."""
-    path = weights / "prune.json"
-    if not path.is_file():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    removed, distances = found["removed_layers"], found["angular_distances"]
-    if not removed:
-        return None
-    return {
-        "removed_layers": sorted(removed),
-        "calibration_bpb": found["calibration_bpb"],
-        "angular_distances": distances[len(removed) - 1] if distances else None,
-    }
-
-
-def _package_sizes(package: ModelPackage) -> dict[str, Any]:
-    """Return what a package takes, as `_packed_sizes` does for weights."""
-    arrays = package.arrays
-    matrices = [
-        name.removesuffix(".codes")
-        for name in arrays
-        if name.startswith("layers.") and name.endswith(".codes")
-    ]
-    stored = sum(arrays[f"{m}.codes"].nbytes + arrays[f"{m}.scales"].nbytes for m in matrices)
-    return {
-        "stored_bytes": package.array_bytes,
-        "bits_a_weight": 8 * stored / sum(arrays[f"{m}.codes"].size for m in matrices),
-    }
-
-
-def _packed_sizes(weights: Path) -> dict[str, Any] | None:
-    """Return what packed weights take; None where these are not packed.
-
-    Returns:
-        "stored_bytes": of the file; "bits_a_weight": of the blocks' matrices, scales included.
-    """
-    from archiver.predict.sources import expected_shapes
-    from archiver.predict.sources_workshop import (
-        WEIGHTS_FILE,
-        is_workshop_folder,
-        read_workshop_folder,
-    )
-    from archiver.predict.tensor_file import open_tensor_file
-
-    if not is_workshop_folder(weights):
-        return None
-    entries = open_tensor_file(weights / WEIGHTS_FILE).entries
-    if not any(name.endswith(".codes") for name in entries):
-        return None
-    shapes = expected_shapes(read_workshop_folder(weights).config)
-    matrices = {
-        name: prod(shape)
-        for name, shape in shapes.items()
-        if name.startswith("layers.") and len(shape) == 2
-    }
-    stored = sum(
-        entry.length_bytes
-        for name, entry in entries.items()
-        if name in matrices or name.rpartition(".")[0] in matrices
-    )
-    return {
-        "stored_bytes": (weights / WEIGHTS_FILE).stat().st_size,
-        "bits_a_weight": 8 * stored / sum(matrices.values()),
-    }
-
-
-# --- called in fresh processes --------------------------------------------------------------------
-
-
 def run_command(words: list[str]) -> None:
-    """Run a command of `llmzip model`.
+    """Run a command of `llmzip model`; called in the fresh process.
 
     Raises:
         CommandError: it ended with an error.
@@ -371,20 +303,3 @@ def run_command(words: list[str]) -> None:
     if code:
         lines = said.getvalue().strip().splitlines()
         raise CommandError(lines[-1].removeprefix("llmzip: model: ") if lines else f"exit {code}")
-
-
-def describe_weights(model: str) -> dict[str, Any]:
-    """Return what is known of a folder's, a file's or a known model's weights.
-
-    Returns:
-        "history"; "parameters": tied ones count once; "layers".
-    """
-    from archiver.predict.sources import expected_shapes
-    from archiver.workshop.base import open_base
-
-    source = open_base(model)
-    return {
-        "history": list(source.history),
-        "parameters": sum(map(prod, expected_shapes(source.config).values())),
-        "layers": source.config.layers,
-    }

@@ -21,39 +21,27 @@ from typing import Any
 
 from archiver.errors import UsageError
 from benchmarks.experiment_file import (
+    CommonPart,
     ExperimentError,
-    Text,
     check_keys,
-    named_records,
+    common_part,
     of_table,
     read_table,
 )
-from benchmarks.records import LlmzipSettings
 from benchmarks.steering.plans import PLANS, Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """What an experiment file says.
+    """What an experiment file says."""
 
-    Attributes:
-        name: of the file, without its suffix; records are called by it.
-        llmzip: settings of every archive, where a case does not have its own.
-    """
-
-    name: str
-    title: str
-    texts: tuple[Text, ...]
-    llmzip: LlmzipSettings
+    common: CommonPart
     plan: Plan
 
     def as_dict(self) -> dict[str, Any]:
         """Return all that decides the results, in types that JSON has."""
-        return {
-            "name": self.name,
+        return self.common.as_dict() | {
             "kind": self.plan.kind,
-            "texts": [dataclasses.asdict(text) for text in self.texts],
-            "llmzip": dataclasses.asdict(self.llmzip),
             "plan": dataclasses.asdict(self.plan),  # type: ignore[call-overload]
         }
 
@@ -66,20 +54,16 @@ def read_experiment(path: Path) -> Experiment:
     """
     table = read_table(path)
     try:
-        return _experiment(path.stem, table)
+        return _experiment(path, table)
     except (ExperimentError, UsageError, ValueError) as error:
         raise ExperimentError(f"{path}: {error}") from error
 
 
-def _experiment(name: str, table: dict[str, Any]) -> Experiment:
+def _experiment(path: Path, table: dict[str, Any]) -> Experiment:
     kind: Any = table.get("kind")
     if kind not in PLANS:
         raise ExperimentError(f"kind {kind!r}; there are {', '.join(PLANS)}")
     check_keys(table, ("title", "kind", "text", kind), ("llmzip",))
     return Experiment(
-        name=name,
-        title=str(table["title"]),
-        texts=named_records(Text, "text", table["text"]),
-        llmzip=of_table(LlmzipSettings, "llmzip", table.get("llmzip", {})),
-        plan=of_table(PLANS[kind], kind, table[kind]),
+        common=common_part(path, table), plan=of_table(PLANS[kind], kind, table[kind])
     )

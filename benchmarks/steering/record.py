@@ -46,17 +46,17 @@ def run_experiment(
         ExperimentError: a text is missing, or the record is of another experiment.
         ModelError: the model cannot be had.
     """
-    texts = Texts(experiment.texts, folder)
+    texts = Texts(experiment.common.texts, folder)
     cases = [
         case
-        for text in experiment.texts
+        for text in experiment.common.texts
         for case in experiment.plan.cases(text.name, len(texts.content(text.name)))
     ]
-    path = record_path(output, BENCHMARK, experiment.name)
+    path = record_path(output, BENCHMARK, experiment.common.name)
     with temporary_folder() as name:
         identity = model_identity(model)
         record = ResumedRecord(
-            path, BENCHMARK, experiment.title, experiment.as_dict() | {"model": identity}
+            path, BENCHMARK, experiment.common.title, experiment.as_dict() | {"model": identity}
         )
         record.expect([case.as_dict() for case in cases])
         yield record.content
@@ -73,7 +73,7 @@ def run_experiment(
             raise ExperimentError(f"llmzip's warm-up failed: {problem}")
         bench = Bench(
             texts=texts, model=model, fingerprint=identity["package_fingerprint"],
-            threads=threads, common=experiment.llmzip,
+            threads=threads, common=experiment.common.llmzip,
             kept=path.with_suffix(KEPT_SUFFIX), folder=Path(name),
         )  # fmt: skip
         for case in cases:

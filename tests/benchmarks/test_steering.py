@@ -69,7 +69,7 @@ def record_of(path: Path) -> dict[str, Any]:
 )  # fmt: skip
 def test_experiments_of_the_repository(path: Path) -> None:
     found = read_experiment(path)
-    cases = found.plan.cases(found.texts[0].name, 2_000_000)
+    cases = found.plan.cases(found.common.texts[0].name, 2_000_000)
     assert len({json.dumps(case.as_dict(), sort_keys=True) for case in cases}) == len(cases) > 1
     assert json.loads(json.dumps(found.as_dict()))["kind"] in PLANS
 
@@ -83,8 +83,8 @@ def test_an_experiment(tmp_path: Path) -> None:
     path = experiment(tmp_path, "priors", 'vectors = 2\nsteps = 3\nseed = 4\nlearned = true\n'
                       'priors = ["gaussian", "scales"]\nbins = [7, 15]\n')  # fmt: skip
     found = read_experiment(path)
-    assert (found.name, found.title) == ("tried", "A title")
-    assert found.llmzip == LlmzipSettings(window_tokens=64)
+    assert (found.common.name, found.common.title) == ("tried", "A title")
+    assert found.common.llmzip == LlmzipSettings(window_tokens=64)
     cases = found.plan.cases("t", 100)
     assert [case.role for case in cases] == [
         "none", "gaussian, 7 bins", "gaussian, 15 bins", "scales, 7 bins", "scales, 15 bins",
