@@ -7,7 +7,8 @@
                       made.json  the step, the texts that it read, what it took; written last
 
 A key is a digest of the base's package and of all steps so far with the texts that they read, so
-experiments and predictors share what begins alike.
+experiments and predictors share what begins alike. It says nothing of the workshop's own code:
+after a change of that, remove the folder.
 """
 
 from __future__ import annotations
