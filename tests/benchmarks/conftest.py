@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import compare, runner
+from benchmarks import compare, environment, runner
 from benchmarks.predictors import workbench
 from benchmarks.records import Usage
 from benchmarks.runner import JobError, JobReport
@@ -20,7 +20,7 @@ from benchmarks.steering import cases
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs without processes of their own, which take seconds to start."""
+    """Jobs without processes of their own, which take seconds to start; no second for others."""
 
     def run_here(target: str, arguments: dict[str, Any], folder: Path) -> JobReport:
         module, _, name = target.partition(":")
@@ -36,3 +36,4 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (runner, cases, compare, workbench):
         monkeypatch.setattr(module, "run_job", run_here)
+    monkeypatch.setattr(environment, "_SAMPLE_S", 0.05)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,11 @@ def record_of(path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch, in_process: None) -> list[str]:
-    """The commands of `llmzip model` that were run, by name, as they come."""
+def commands(monkeypatch: pytest.MonkeyPatch, in_process: None) -> Iterator[list[str]]:
+    """The commands of `llmzip model` that were run, by name, as they come; torch is as before."""
+    import torch
+
+    threads = torch.get_num_threads()
     inner, seen = workbench.run_job, list[str]()
 
     def noting(target: str, arguments: dict[str, Any], folder: Path) -> JobReport:
@@ -95,7 +99,9 @@ def commands(monkeypatch: pytest.MonkeyPatch, in_process: None) -> list[str]:
         return inner(target, arguments, folder)
 
     monkeypatch.setattr(workbench, "run_job", noting)
-    return seen
+    yield seen
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
 
 
 # --- experiment files -------------------------------------------------------------------------
