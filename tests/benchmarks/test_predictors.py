@@ -178,6 +178,8 @@ def test_command_lines_of_steps() -> None:
         (("prune --layers 1", "heal x"), "Missing option '--steps'"),
         (("prune --layers 1", "prune --layers 1 --name x"), "--name is not the experiment's to"),
         (("prune --layers 1", "prune --layers 1 -T 2"), "-T is not the experiment's to choose"),
+        (("prune --layers 1", "prune --layers 1 -o x"), "-o is not the experiment's to choose"),
+        (("prune --layers 1", "heal x --steps 1 --run x"), "--run is not the experiment's to"),
         (("prune --layers 1", "heal x --steps 1 --finish"), "--finish is not the experiment's"),
         (("prune --layers 1", "tune x --steps 1"), "tune makes weights with --rank 0 only"),
         (("window_tokens = 64", 'model = "x"'), "model in llmzip is not the experiment's"),
