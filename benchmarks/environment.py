@@ -37,6 +37,14 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+def coder_versions() -> dict[str, int]:
+    """Return what decides an archive's integers besides the model and the settings."""
+    from archiver.mixing.parameters import MIXER_VERSION
+    from archiver.predict.engine import ENGINE_VERSION
+
+    return {"engine_version": ENGINE_VERSION, "mixer_version": MIXER_VERSION}
+
+
 def git_state(folder: Path) -> dict[str, Any]:
     """Return the commit, and whether tracked or new files differ from it; None where unknown."""
     commit = _git(folder, "rev-parse", "HEAD")
