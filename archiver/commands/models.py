@@ -10,6 +10,7 @@ import click
 from archiver.commands.arguments import reporting_options
 from archiver.commands.console import Reporter
 from archiver.commands.workshop import export, heal, localize, prune, quantize, tune
+from archiver.errors import UsageError
 from archiver.options import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -71,14 +72,25 @@ def model_show(name: str, as_json: bool) -> None:
 
 @model.command("pull")
 @click.argument("name", default=DEFAULT_MODEL)
+@click.option("--name", "given_name", help="What to call a model of the hub [default: NAME].")
 @reporting_options
-def model_pull(name: str, quiet: bool, verbose: int) -> None:
-    """Fetch the model NAME (by default the default model) and make it ready."""
-    from archiver.predict import registry
+def model_pull(name: str, given_name: str | None, quiet: bool, verbose: int) -> None:
+    """Fetch the model NAME (by default the default model) and make it ready.
+
+    hf:OWNER/NAME, or hf:OWNER/NAME@REVISION, fetches a repository of the Hugging Face Hub:
+    safetensors only, never pickle or code. HF_TOKEN is honoured.
+    """
+    from archiver.predict import hub, registry
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
     with reporter.stages() as stages:
-        package = registry.pull(name, stages)
+        if hub.is_hub_address(name):
+            package = registry.add(name, given_name, stages)
+            name = given_name or package.name
+        elif given_name is not None:
+            raise UsageError(f"{name!r} is not of the hub, and has its name already")
+        else:
+            package = registry.pull(name, stages)
     reporter.say(f"{name}: ready, fingerprint {package.fingerprint[:16]}")
 
 
@@ -88,7 +100,10 @@ def model_pull(name: str, quiet: bool, verbose: int) -> None:
 @click.option("--adapter", type=click.Path(), help="A file made by `model tune` for this model.")
 @reporting_options
 def model_add(path: str, name: str | None, adapter: str | None, quiet: bool, verbose: int) -> None:
-    """Add the model at PATH: a GGUF file, a Hugging Face folder, or what the workshop wrote."""
+    """Add the model at PATH: a GGUF file, a Hugging Face folder, or what the workshop wrote.
+
+    PATH may also be hf:OWNER/NAME[@REVISION], as for `model pull`.
+    """
     from archiver.predict import registry
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
