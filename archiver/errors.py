@@ -21,7 +21,8 @@
     │   └── RepositoryClosedError  17  the hub's repository is not open to everybody
     ├── ExactnessError             13  a kernel failed its exactness probe and has no fallback
     ├── SteeringError              14  a steering file is missing, damaged or another one
-    └── MissingLibraryError        15  an optional Python package is not installed
+    ├── MissingLibraryError        15  an optional Python package is not installed
+    └── MachineMismatchError       18  an archive of the float engine, of another machine
 
 A subclass without a code of its own has its parent's.
 """
@@ -158,3 +159,9 @@ class MissingLibraryError(ArchiverError):
     """A Python package that only this needs is not installed; the message names it."""
 
     exit_code = 15
+
+
+class MachineMismatchError(ArchiverError):
+    """An archive of the float engine needs what this machine is not; each difference is named."""
+
+    exit_code = 18

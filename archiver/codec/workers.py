@@ -3,22 +3,27 @@
 Every worker runs the model for streams of its own, single-threaded from the first layer to the
 last, so no two pools of threads ever wait for each other and a busy core slows down its own share
 only. Kernels and matrix products release the interpreter's lock.
+
+A serial predictor has one thread, and steps of one token of one stream in both directions.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from archiver.predict.engine import Engine, Session
 from archiver.predict.kernels import head
-from archiver.types import Float32Array, Int8Array, Int32Array, Int64Array, Progress, UInt32Array
+from archiver.predict.predictor import Predictor
+from archiver.types import Float32Array, Int32Array, Int64Array, Progress, UInt32Array
 
 BLOCK_TOKENS = 128
 # A step of few streams takes the time in which memory brings the weights, so two threads that
@@ -49,7 +54,7 @@ class Stepper:
     """
 
     def __init__(
-        self, engine: Engine, pool: ThreadPoolExecutor, groups: int, streams: int, steps: int
+        self, engine: Predictor, pool: ThreadPoolExecutor, groups: int, streams: int, steps: int
     ) -> None:
         self._engine = engine
         self._pool = pool
@@ -57,7 +62,7 @@ class Stepper:
         self.groups = [slice(a, b) for a, b in itertools.pairwise(edges) if a < b]
         sizes = {group.start: group.stop - group.start for group in self.groups}
         self._sessions = {
-            start: Session(engine, streams=size, tokens=steps, steps=1)
+            start: engine.session(streams=size, tokens=steps, steps=1)
             for start, size in sizes.items()
         }
         size = engine.vocabulary.size
@@ -108,28 +113,23 @@ class Stepper:
 
 
 class ModelWorkers:
-    """A pool of threads over one engine."""
+    """A pool of threads over one predictor."""
 
-    def __init__(self, engine: Engine, threads: int | None) -> None:
+    def __init__(self, engine: Predictor, threads: int | None) -> None:
         """Args: threads, at least 1; None for one a core that the process may use."""
         self._engine = engine
-        self._threads = threads or usable_cores()
-        engine.backend.prepare_thread()
+        self._threads = 1 if engine.serial else threads or usable_cores()
+        engine.prepare_thread()
         self._pool = ThreadPoolExecutor(
-            self._threads, "llmzip-model", initializer=engine.backend.prepare_thread
+            self._threads, "llmzip-model", initializer=engine.prepare_thread
         )
-
-    def cache_bytes(self, streams: int, steps: int) -> int:
-        """Memory for the keys and values of that many streams when decoding, at most."""
-        engine = self._engine
-        slots = engine.cache_slots(streams=1, tokens=steps, steps=1, unit=16)
-        total = int(slots.sum(dtype=np.int64)) + slots.size * (engine.sinks + 16)
-        return streams * total * (2 * engine.head_dim + 8)
 
     @contextmanager
     def stepper(self, streams: int, steps: int) -> Iterator[Stepper]:
         """Streams of at most `steps` symbols, ready for their first step."""
         groups = max(1, min(self._threads, streams // GROUP_STREAMS_MIN))
+        if self._engine.serial:
+            groups = streams
         stepper = Stepper(self._engine, self._pool, groups, streams, steps)
         try:
             yield stepper
@@ -154,13 +154,15 @@ class ModelWorkers:
             firsts: int64 [symbols], index of each symbol's first.
         """
         bounds = list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
+        stop = threading.Event()
         jobs = [
-            self._pool.submit(self._run_stream, ranks[a:b], symbol_bytes[a:b], progress)
+            self._pool.submit(self._run_stream, ranks[a:b], symbol_bytes[a:b], progress, stop)
             for a, b in bounds
         ]
         try:
             results = [job.result() for job in jobs]
         finally:
+            stop.set()  # a long stream is not waited for after an interrupt
             for job in jobs:
                 job.cancel()
         counts = np.concatenate([result.counts for result in results]).astype(np.int64)
@@ -168,18 +170,25 @@ class ModelWorkers:
         return np.concatenate([result.probabilities for result in results]), firsts
 
     def _run_stream(
-        self, ranks: Int32Array, symbol_bytes: Int64Array, progress: Progress | None
+        self,
+        ranks: Int32Array,
+        symbol_bytes: Int64Array,
+        progress: Progress | None,
+        stop: threading.Event,
     ) -> _StreamResult:
-        """One stream from its cold start to its end, block by block."""
+        """One stream from its cold start to its end, block by block, or to when it shall stop."""
         engine = self._engine
         inputs = np.empty_like(ranks)
         inputs[0] = engine.start_token
         inputs[1:] = np.where(ranks[:-1] < 0, engine.start_token, ranks[:-1])
-        session = Session(engine, streams=1, tokens=len(ranks), steps=BLOCK_TOKENS)
-        found: list[UInt32Array] = []
+        steps = 1 if engine.serial else BLOCK_TOKENS
+        session = engine.session(streams=1, tokens=len(ranks), steps=steps)
+        found = [np.empty(0, np.uint32)]
         counts = np.zeros(len(ranks), np.int32)
-        for start in range(0, len(ranks), BLOCK_TOKENS):
-            block = slice(start, min(start + BLOCK_TOKENS, len(ranks)))
+        for start in range(0, len(ranks), steps):
+            if stop.is_set():
+                break
+            block = slice(start, min(start + steps, len(ranks)))
             codes, scales = session.advance(inputs[None, block])
             for at in range(0, len(codes), HEAD_ROWS):
                 rows = slice(at, min(at + HEAD_ROWS, len(codes)))
@@ -194,7 +203,7 @@ class ModelWorkers:
         return _StreamResult(np.concatenate(found), counts)
 
     def _path_probabilities(
-        self, codes: Int8Array, scales: Float32Array, ranks: Int32Array, counts: Int32Array
+        self, codes: NDArray[Any], scales: Float32Array, ranks: Int32Array, counts: Int32Array
     ) -> UInt32Array:
         engine = self._engine
         vocabulary = engine.vocabulary

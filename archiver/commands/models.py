@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,7 @@ from archiver.commands.arguments import reporting_options
 from archiver.commands.console import Reporter
 from archiver.commands.workshop import export, heal, localize, prune, quantize, tune
 from archiver.errors import UsageError
-from archiver.options import DEFAULT_MODEL
+from archiver.options import DEFAULT_MODEL, ENGINES, EXACT, FLOAT
 
 if TYPE_CHECKING:
     from archiver.predict.package import ModelPackage
@@ -98,15 +99,27 @@ def model_pull(name: str, given_name: str | None, quiet: bool, verbose: int) -> 
 @click.argument("path", type=click.Path())
 @click.option("--name", help="What to call it [default: from its own name].")
 @click.option("--adapter", type=click.Path(), help="A file made by `model tune` for this model.")
+@click.option(
+    "--engine", type=click.Choice(ENGINES), default=EXACT, show_default=True,
+    help="float: note where the folder PATH is, for archives of `compress --engine float`.",
+)  # fmt: skip
 @reporting_options
-def model_add(path: str, name: str | None, adapter: str | None, quiet: bool, verbose: int) -> None:
+def model_add(
+    path: str, name: str | None, adapter: str | None, engine: str, quiet: bool, verbose: int
+) -> None:
     """Add the model at PATH: a GGUF file, a Hugging Face folder, or what the workshop wrote.
 
     PATH may also be hf:OWNER/NAME[@REVISION], as for `model pull`.
     """
-    from archiver.predict import registry
+    from archiver.predict import float_models, registry
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
+    if engine == FLOAT:
+        if name is not None or adapter is not None:
+            raise UsageError("a folder of the float engine has neither name nor adapter")
+        model = float_models.remember(Path(path))
+        reporter.say(f"{path}: noted, hash {model.fingerprint[:16]}")
+        return
     with reporter.stages() as stages:
         package = registry.add(path, name, stages, adapter=adapter)
     reporter.say(f"{name or package.name}: ready, fingerprint {package.fingerprint[:16]}")

@@ -105,13 +105,22 @@ def read_tokenizer(
     Raises:
         InvalidModelError: it is missing, malformed, or not byte-level BPE.
     """
-    tokenizer_json = plain_tokenizer_json(_read_text(folder / TOKENIZER_FILE))
+    tokenizer_json = read_plain_tokenizer(folder)
     start_token_id = start_token_of(
         special_ids_of(tokenizer_json),
         _token_id(settings.get("bos_token_id")),
         _token_id(settings.get("eos_token_id")),
     )
     return tokenizer_json, token_bytes_of(tokenizer_json, vocab), start_token_id
+
+
+def read_plain_tokenizer(folder: Path) -> str:
+    """Return a folder's tokenizer as JSON, reduced to what turns text into ids.
+
+    Raises:
+        InvalidModelError: it is missing, malformed, or not byte-level BPE.
+    """
+    return plain_tokenizer_json(_read_text(folder / TOKENIZER_FILE))
 
 
 def weight_files(folder: Path) -> list[str]:
