@@ -150,17 +150,17 @@ def test_an_archive_decodes_in_another_process_and_says_what_it_needs(
     assert (info.predictor.window_tokens, info.predictor.sink_tokens) == (32, 0)
     assert info.machine == machine.this_machine(1)
 
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "cli", *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    def run(*arguments: object) -> Any:
+        return CliRunner().invoke(cli.commands, [str(argument) for argument in arguments])
 
     unknown = run("test", path)
-    assert unknown.returncode == ModelMissingError.exit_code
+    assert unknown.exit_code == ModelMissingError.exit_code
     assert "llmzip model add FOLDER --engine float" in unknown.stderr
     noted = run("model", "add", opt, "--engine", "float")
-    assert noted.returncode == 0, noted.stderr
+    assert noted.exit_code == 0, noted.stderr
     assert f"noted, hash {info.predictor.package_fingerprint.hex()}" in noted.stderr
-    decoded = run("decompress", "-o", tmp_path / "text", path)
+    command = [sys.executable, "-m", "cli", "decompress", "-o", tmp_path / "text", path]
+    decoded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert decoded.returncode == 0, decoded.stderr
     assert (tmp_path / "text").read_bytes() == TEXT
 
@@ -316,7 +316,7 @@ def test_damage_is_named(opt: Path, archive: bytes) -> None:
     with pytest.raises(FrameDamagedError, match="frame 1 is damaged"):
         archiver.decompress(bytes(damaged))
     codec = codec_of(options(opt))
-    content = TEXT[:80]
+    content = b"some words, and some more of them"
     payload = codec.encode(content)
     for wrong_by, reason in ((-5, "more"), (5, "fewer")):
         with pytest.raises(PayloadError, match=f"it holds {reason} bytes than the frame"):
