@@ -240,15 +240,18 @@ def time_floor(engine: Engine, threads: int, streams: int) -> dict[str, dict[str
 
 def _multiply_all(engine: Engine, rows: int) -> None:
     """All products that `rows` tokens need, on codes of no meaning."""
-    hidden = np.ones((rows, engine.hidden), np.int8)
-    attended = np.ones((rows, engine.heads * engine.head_dim), np.int8)
-    gated = np.ones((rows, engine.ffn), np.int8)
+    hidden, attended, gated = (
+        np.ones((rows, width), np.int8)
+        for width in (engine.hidden, engine.heads * engine.head_dim, engine.ffn)
+    )
+    scales = np.ones(rows, np.float32)
+    room = np.empty(rows * engine.vocabulary.size, np.float32)
     for layer in engine.layers:
-        layer.qkv.product(hidden)
-        layer.o.product(attended)
-        layer.up.product(hidden)
-        layer.down.product(gated)
-    engine.head.product(hidden)
+        layer.qkv(hidden, scales, room)
+        layer.o(attended, scales, room)
+        layer.up(hidden, scales, room)
+        layer.down(gated, scales, room)
+    engine.head(hidden, scales, room)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archiver.predict.kernels import head
+from archiver.predict.kernels.memory import aligned_empty
 from archiver.predict.predictor import Predictor
 from archiver.types import Float32Array, Int32Array, Int64Array, Progress, UInt32Array
 
@@ -35,6 +36,11 @@ HEAD_ROWS = 32  # rows whose products over the vocabulary lie in memory at once
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def head_room(engine: Predictor, rows: int) -> Float32Array:
+    """Where the products of so many rows over the vocabulary come to lie, float32."""
+    return aligned_empty((rows * engine.vocabulary.size,), np.float32)
 
 
 @dataclass(slots=True)
@@ -70,6 +76,9 @@ class Stepper:
         self._weights = np.empty((streams, size), np.int32)
         self._cumulative = np.empty((streams, tiles + 1), np.int64)
         self._logits = {start: np.empty(size, np.float32) for start in sizes}
+        self._rooms = {
+            start: head_room(engine, min(rows, HEAD_ROWS)) for start, rows in sizes.items()
+        }
         self._jobs: dict[int, Future[None]] = {}
         for group in self.groups:
             # No symbol lies before the first, as after an escape.
@@ -103,7 +112,9 @@ class Stepper:
         codes, scales = self._sessions[group.start].advance(inputs[:, None])
         for start in range(0, len(codes), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
-            products, row_scales, head_scales = engine.head(codes[rows], scales[rows])
+            products, row_scales, head_scales = engine.head(
+                codes[rows], scales[rows], self._rooms[group.start]
+            )
             for row, product in enumerate(products):
                 stream = group.start + start + row
                 head.weigh_vocabulary(
@@ -185,6 +196,7 @@ class ModelWorkers:
         session = engine.session(streams=1, tokens=len(ranks), steps=steps)
         found = [np.empty(0, np.uint32)]
         counts = np.zeros(len(ranks), np.int32)
+        room = head_room(engine, min(steps, HEAD_ROWS))
         for start in range(0, len(ranks), steps):
             if stop.is_set():
                 break
@@ -195,7 +207,7 @@ class ModelWorkers:
                 targets = slice(start + rows.start, start + rows.stop)
                 found.append(
                     self._path_probabilities(
-                        codes[rows], scales[rows], ranks[targets], counts[targets]
+                        codes[rows], scales[rows], room, ranks[targets], counts[targets]
                     )
                 )
             if progress:
@@ -203,14 +215,19 @@ class ModelWorkers:
         return _StreamResult(np.concatenate(found), counts)
 
     def _path_probabilities(
-        self, codes: NDArray[Any], scales: Float32Array, ranks: Int32Array, counts: Int32Array
+        self,
+        codes: NDArray[Any],
+        scales: Float32Array,
+        room: Float32Array,
+        ranks: Int32Array,
+        counts: Int32Array,
     ) -> UInt32Array:
         engine = self._engine
         vocabulary = engine.vocabulary
         deepest = vocabulary.deepest
         probabilities = np.empty(len(ranks) * deepest, np.uint32)
         written = head.path_probabilities(
-            *engine.head(codes, scales), ranks, vocabulary.splits,
+            *engine.head(codes, scales, room), ranks, vocabulary.splits,
             vocabulary.left, vocabulary.right, probabilities, counts,
         )  # fmt: skip
         return probabilities[:written].copy()

@@ -103,7 +103,7 @@ class FloatEngine:
         return FloatSession(self)
 
     def head(
-        self, codes: NDArray[Any], scales: Float32Array
+        self, codes: NDArray[Any], scales: Float32Array, room: Float32Array | None = None
     ) -> tuple[Float32Array, Float32Array, Float32Array]:
         """Logits as `FloatSession.advance` gives them: product * (row * rank) in bits."""
         return codes, scales, self._rank_scales

@@ -74,9 +74,12 @@ class Head(Protocol):
     """From hidden rows to the vocabulary."""
 
     def __call__(
-        self, codes: NDArray[Any], scales: Float32Array, /
+        self, codes: NDArray[Any], scales: Float32Array, room: Float32Array, /
     ) -> tuple[Float32Array, Float32Array, Float32Array]:
         """Products [rows, vocabulary], their scales by row and by rank.
 
         product * (row * rank) is a logit in units of one bit: of the logarithm to base 2.
+
+        Args:
+            room: float32 [rows * vocabulary or more], where the products may come to lie.
         """

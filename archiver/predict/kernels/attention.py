@@ -21,6 +21,7 @@ import numpy as np
 from numba import njit
 
 from archiver.predict.kernels.elementary import KERNEL_OPTIONS, bits_to_float, float_of_key
+from archiver.predict.kernels.row_lanes import store_quads
 from archiver.predict.kernels.tiles import (
     add_value_tiles,
     release_tiles,
@@ -40,11 +41,13 @@ from archiver.predict.kernels.vectors import (
     dot_keys_3_rows,
     dot_keys_3_wide,
     dot_values_1,
+    dot_values_1_fetching,
     dot_values_2,
+    dot_values_2_fetching,
     dot_values_3,
+    dot_values_3_fetching,
     dot_values_16,
     exponentiate,
-    fetch_lines,
     greatest_positive,
     scale_dots,
     sum_codes,
@@ -72,18 +75,18 @@ def store_key_value(
     tile = slot >> 4
     lane = slot & 15
     base = tile * 16 * head_dim
+    store_quads(key, keys, base + lane * 4, head_dim >> 2)
     for d in range(head_dim):
-        keys[base + (d >> 2) * 64 + lane * 4 + (d & 3)] = np.uint8(np.int32(key[d]) + 128)
         values[base + (lane >> 2) * 4 * head_dim + d * 4 + (lane & 3)] = value[d]
     key_scales[slot] = key_scale
     value_scales[slot] = value_scale
 
 
 @njit(**KERNEL_OPTIONS)
-def _dot_row(keys, key_at, query, query_at, quads, group, dots, at, stride, tiles):
+def _dot_row(keys, key_at, query, query_at, quads, group, dots, at, stride, tiles, ahead):
     """Dot products of 16 * tiles keys with the `group` queries of one row.
 
-    Member m's go to dots[at + m * stride:].
+    Member m's go to dots[at + m * stride:]. What lies `ahead` bytes after the keys is fetched.
     """
     wide = tiles >> 2 << 2
     rest_at = key_at + wide * 64 * quads
@@ -95,13 +98,13 @@ def _dot_row(keys, key_at, query, query_at, quads, group, dots, at, stride, tile
         o = at + member * stride
         w = o + wide * 16
         if n == 3:
-            dot_keys_3_wide(keys, key_at, query, q, 0, quads, dots, o, 0, stride, wide)
+            dot_keys_3_wide(keys, key_at, query, q, 0, quads, dots, o, 0, stride, wide, ahead)
             dot_keys_3(keys, rest_at, query, q, 0, quads, dots, w, 0, stride, rest)
         elif n == 2:
-            dot_keys_2_wide(keys, key_at, query, q, 0, quads, dots, o, 0, stride, wide)
+            dot_keys_2_wide(keys, key_at, query, q, 0, quads, dots, o, 0, stride, wide, ahead)
             dot_keys_2(keys, rest_at, query, q, 0, quads, dots, w, 0, stride, rest)
         else:
-            dot_keys_1_wide(keys, key_at, query, q, 0, quads, dots, o, 0, stride, wide)
+            dot_keys_1_wide(keys, key_at, query, q, 0, quads, dots, o, 0, stride, wide, ahead)
             dot_keys_1(keys, rest_at, query, q, 0, quads, dots, w, 0, stride, rest)
         member += n
 
@@ -121,14 +124,16 @@ def _dot_rows(
     row_stride,
     stride,
     tiles,
+    ahead,
 ):
     """`_dot_row` for `rows` rows whose queries lie `row_items` apart, results `row_stride`."""
     if rows != TOGETHER:
         for row in range(rows):
             q = query_at + row * row_items
             _dot_row(
-                keys, key_at, query, q, quads, group, dots, at + row * row_stride, stride, tiles
-            )
+                keys, key_at, query, q, quads, group, dots, at + row * row_stride, stride, tiles,
+                ahead,
+            )  # fmt: skip
         return
     even = tiles >> 1 << 1
     member = 0
@@ -154,7 +159,41 @@ def _dot_rows(
         for row in range(rows):
             q = query_at + row * row_items
             o = at + row * row_stride + even * 16
-            _dot_row(keys, last, query, q, quads, group, dots, o, stride, 1)
+            _dot_row(keys, last, query, q, quads, group, dots, o, stride, 1, ahead)
+
+
+@njit(**KERNEL_OPTIONS)
+def _add_values_fetching(
+    values, value_at, head_dim, group, high, low, at, stride, tiles, sums, fetched, ahead
+):
+    """`_add_values`, and what lies `ahead` bytes after the first `fetched` tiles is fetched."""
+    row = head_dim * 4
+    quads = fetched * 4
+    if head_dim % 64 == 0:
+        member = 0
+        while member < group:
+            n = min(3, group - member)
+            w = at + member * stride
+            for d in range(0, head_dim, 64):
+                o = member * head_dim + d
+                v = value_at + d * 4
+                if n == 3:
+                    dot_values_3_fetching(
+                        values, v, row, high, low, w, stride, quads, sums, o, head_dim, ahead
+                    )
+                elif n == 2:
+                    dot_values_2_fetching(
+                        values, v, row, high, low, w, stride, quads, sums, o, head_dim, ahead
+                    )
+                else:
+                    dot_values_1_fetching(
+                        values, v, row, high, low, w, stride, quads, sums, o, head_dim, ahead
+                    )
+            member += n
+        value_at += fetched * 16 * head_dim
+        at += fetched * 16
+        tiles -= fetched
+    _add_values(values, value_at, head_dim, group, high, low, at, stride, tiles, sums)
 
 
 @njit(**KERNEL_OPTIONS)
@@ -280,7 +319,6 @@ def attend(
             far_tiles = tiles - near_tiles  # these lie at the ring's begin again
             far_lead = lead + near_tiles * 16
             near_at = first_slot * tile_bytes
-            lines = near_tiles * tile_bytes >> 6
             k = keys[s, slots[kv] * head_dim :]
             v = values[s, slots[kv] * head_dim :]
             sink_v = sink_values[s, kv]
@@ -303,20 +341,24 @@ def attend(
             next_ring = (slots[next_kv + 1] - slots[next_kv]) >> 4
             next_slot = next_tile % next_ring
             next_tiles = min((last >> 4) - next_tile + 1, next_ring - next_slot)
-            next_at = next_slot * tile_bytes
-            next_lines = next_tiles * tile_bytes >> 6
+            # Every stream's cache passes through once a step. While the keys are multiplied, memory
+            # brings the values; while the values are added up, the next head's keys. (Asking for
+            # them between the exponentials as well was no faster.)
+            to_values = v.ctypes.data - k.ctypes.data
+            to_next = next_keys.ctypes.data + next_slot * tile_bytes - v.ctypes.data - near_at
+            to_next_tiles = next_tiles if together == 1 else 0
             at = (row * heads + kv * group) * head_dim
             _dot_rows(
                 sink_keys[s, kv], 0, flat_sink_query, at, row_items, quads, together, group,
-                flat_dots, 0, row_stride, items, sink_tiles,
+                flat_dots, 0, row_stride, items, sink_tiles, 0,
             )  # fmt: skip
             _dot_rows(
                 k, near_at, flat_query, at, row_items, quads, together, group,
-                flat_dots, lead, row_stride, items, near_tiles,
+                flat_dots, lead, row_stride, items, near_tiles, to_values,
             )  # fmt: skip
             _dot_rows(
                 k, 0, flat_query, at, row_items, quads, together, group,
-                flat_dots, far_lead, row_stride, items, far_tiles,
+                flat_dots, far_lead, row_stride, items, far_tiles, to_values,
             )  # fmt: skip
             for r in range(row, row + together):
                 first = max(0, row_position[r] - window + 1)
@@ -329,15 +371,6 @@ def attend(
                 )
                 value_max = bits_to_float(greatest)
                 for member in range(group):
-                    if together == 1:
-                        # Every stream's cache passes through once a step: memory brings the
-                        # values while the processor is at work on the logits, then the next keys.
-                        part = member * lines // group
-                        more = (member + 1) * lines // group - part
-                        fetch_lines(v, near_at + part * 64, more)
-                        part = member * next_lines // group
-                        more = (member + 1) * next_lines // group - part
-                        fetch_lines(next_keys, next_at + part * 64, more)
                     head = kv * group + member
                     mine = (r - row) * row_stride + member * items
                     place = (r * heads + head) * head_dim
@@ -362,8 +395,16 @@ def attend(
                     )  # fmt: skip
                 sums[:] = 0
                 _add_values(sink_v, 0, head_dim, group, high, low, 0, items, sink_tiles, sums)
-                _add_values(v, near_at, head_dim, group, high, low, lead, items, near_tiles, sums)
-                _add_values(v, 0, head_dim, group, high, low, far_lead, items, far_tiles, sums)
+                near_next = min(near_tiles, to_next_tiles)
+                _add_values_fetching(
+                    v, near_at, head_dim, group, high, low, lead, items, near_tiles, sums,
+                    near_next, to_next,
+                )  # fmt: skip
+                _add_values_fetching(
+                    v, 0, head_dim, group, high, low, far_lead, items, far_tiles, sums,
+                    min(far_tiles, to_next_tiles - near_next),
+                    to_next + near_at + near_tiles * tile_bytes,
+                )  # fmt: skip
                 back = value_max / WEIGHT_ONE
                 mine = kv * group * head_dim
                 for d in range(group * head_dim):

@@ -19,7 +19,6 @@ from archiver.predict.kernels.elementary import (
 )
 from archiver.predict.kernels.layers import (
     CODE_MAX,
-    SIGN_BIT,
     SQUARE_ONE,
     greatest_magnitude,
     quantize,
@@ -27,6 +26,8 @@ from archiver.predict.kernels.layers import (
     transform,
     unscale,
 )
+
+SIGN_BIT = np.int32(-(2**31))
 
 # 2 sqrt(2 / pi) log2(e), and 0.044715 of it: gelu by the tangent, as a logistic function.
 TANH_LINEAR = np.float32(float.fromhex("0x1.26aec2p+1"))

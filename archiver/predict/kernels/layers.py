@@ -15,25 +15,29 @@ from archiver.predict.kernels.attention import store_key_value
 from archiver.predict.kernels.elementary import (
     KERNEL_OPTIONS,
     bits_to_float,
-    exp2_nonpositive,
-    float_to_bits,
     magnitude_key,
     round_to_int,
+)
+from archiver.predict.kernels.row_lanes import (
+    gate,
+    greatest_key,
+    round_to_codes,
+    turn,
+    two_butterflies,
 )
 from archiver.predict.kernels.vectors import transform_tiles
 
 CODE_MAX = np.float32(127.0)
 LEAST_MAGNITUDE = np.float32(2.0**-40)  # scales stay far from denormals
 SQUARE_ONE = np.float32(32767.0)  # full scale of the fixed-point copy whose squares are summed
-LOG2_E = np.float32(float.fromhex("0x1.715476p+0"))
-SIGN_BIT = np.int32(-(2**31))
 
 
 @njit(**KERNEL_OPTIONS)
 def greatest_magnitude(x):
     """max(2^-40, max |x|) of a binary32 vector."""
-    best = np.int32(0)
-    for j in range(x.shape[0]):
+    tiles = x.shape[0] >> 4
+    best = greatest_key(x, tiles)
+    for j in range(tiles << 4, x.shape[0]):
         best = max(best, magnitude_key(x[j]))
     return max(bits_to_float(best), LEAST_MAGNITUDE)
 
@@ -42,7 +46,9 @@ def greatest_magnitude(x):
 def quantize(x, magnitude, codes):
     """codes = round(x * (127 / magnitude)), |codes| <= 127, for |x| <= magnitude."""
     to_code = CODE_MAX / magnitude
-    for j in range(x.shape[0]):
+    tiles = x.shape[0] >> 4
+    round_to_codes(x, to_code, codes, tiles)
+    for j in range(tiles << 4, x.shape[0]):
         codes[j] = np.int8(round_to_int(x[j] * to_code))
 
 
@@ -101,13 +107,15 @@ def unscale(product, scale, weight_scales, y):
 
 
 @njit(**KERNEL_OPTIONS)
-def _rotate(y, cosines, sines, out):
-    """out = y with its half-split pairs (d, d + head_dim/2) turned by the position's angles."""
+def _rotate(y, at, cosines, sines, out):
+    """out = y[at:], its half-split pairs (d, d + head_dim/2) turned by the position's angles."""
     half = cosines.shape[0]
+    if half & 15 == 0:
+        turn(y, at, cosines, sines, out, half >> 4)
+        return
     for d in range(half):
-        out[d] = y[d] * cosines[d] - y[half + d] * sines[d]
-    for d in range(half):
-        out[half + d] = y[half + d] * cosines[d] + y[d] * sines[d]
+        out[d] = y[at + d] * cosines[d] - y[at + half + d] * sines[d]
+        out[half + d] = y[at + half + d] * cosines[d] + y[at + d] * sines[d]
 
 
 @njit(**KERNEL_OPTIONS)
@@ -157,14 +165,13 @@ def project_heads(
         p = row_position[row]
         unscale(product[row], scales[row], weight_scales, y)
         for head in range(heads):
-            part = y[head * head_dim : (head + 1) * head_dim]
-            _rotate(part, cosines[p], sines[p], turned)
+            _rotate(y, head * head_dim, cosines[p], sines[p], turned)
             magnitude = greatest_magnitude(turned)
             quantize(turned, magnitude, query[row, head])
             query_scale[row, head] = (magnitude / CODE_MAX) * logit_unit
             sink_limit = windows[head // group] + sinks - 1
             if p > sink_limit:
-                _rotate(part, cosines[sink_limit], sines[sink_limit], turned)
+                _rotate(y, head * head_dim, cosines[sink_limit], sines[sink_limit], turned)
                 magnitude = greatest_magnitude(turned)
                 quantize(turned, magnitude, sink_query[row, head])
                 sink_query_scale[row, head] = (magnitude / CODE_MAX) * logit_unit
@@ -173,7 +180,7 @@ def project_heads(
                 sink_query_scale[row, head] = query_scale[row, head]
         for kv in range(kv_heads):
             start = (heads + kv) * head_dim
-            _rotate(y[start : start + head_dim], cosines[p], sines[p], turned)
+            _rotate(y, start, cosines[p], sines[p], turned)
             key_magnitude = greatest_magnitude(turned)
             quantize(turned, key_magnitude, key_code)
             start = (heads + kv_heads + kv) * head_dim
@@ -217,28 +224,14 @@ def quantize_rows(x, codes, scales):
 
 
 @njit(**KERNEL_OPTIONS)
-def _gate(product, scale, weight_scales, gated):
-    """gated = silu(gate) * up, where the product holds gate and up side by side."""
-    n = gated.shape[0]
-    gates = product[:n]
-    ups = product[n:]
-    gate_scales = weight_scales[:n]
-    up_scales = weight_scales[n:]
-    for j in range(n):
-        gate = gates[j] * (scale * gate_scales[j])
-        up = ups[j] * (scale * up_scales[j])
-        power = bits_to_float(float_to_bits(gate * LOG2_E) | SIGN_BIT)  # -|gate| log2(e)
-        e = exp2_nonpositive(power)
-        one_or_e = np.float32(1.0) if gate >= np.float32(0.0) else e
-        gated[j] = (gate * (one_or_e / (np.float32(1.0) + e))) * up
-
-
-@njit(**KERNEL_OPTIONS)
 def transform(x, span):
     """Every aligned run of `span` (a power of two, 16 or more) becomes its Walsh-Hadamard
     transform: butterflies of step 1, 2, ... span / 2."""
     transform_tiles(x, x.shape[0] >> 4)
     step = 16
+    while 4 * step <= span:
+        two_butterflies(x, step >> 4, x.shape[0] >> 6)
+        step *= 4
     while step < span:
         for start in range(0, x.shape[0], 2 * step):
             a = x[start : start + step]
@@ -265,7 +258,7 @@ def gate_and_rotate(product, scales, weight_scales, span, codes, code_scales):
     """
     gated = np.empty(codes.shape[1], np.float32)
     for row in range(product.shape[0]):
-        _gate(product[row], scales[row], weight_scales, gated)
+        gate(product[row], scales[row], weight_scales, gated, gated.shape[0] >> 4)
         transform(gated, span)
         magnitude = greatest_magnitude(gated)
         quantize(gated, magnitude, codes[row])

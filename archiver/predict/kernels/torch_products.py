@@ -37,12 +37,11 @@ class OneDnnProduct(TorchProduct):
         self._scales = torch.ones(outputs)
         self._zeros = torch.zeros(outputs, dtype=torch.int64)
 
-    def __call__(self, codes: Int8Array) -> Float32Array:
-        product: Float32Array = torch.ops.onednn.qlinear_pointwise(
+    def __call__(self, codes: Int8Array, product: Float32Array) -> None:
+        product[:] = torch.ops.onednn.qlinear_pointwise(
             torch.from_numpy(codes), 1.0, 0, self._packed, self._scales, self._zeros, None,
             1.0, 0, torch.float32, "none", [], "",
         ).numpy()  # fmt: skip
-        return product
 
 
 class IntMmProduct(TorchProduct):
@@ -52,14 +51,13 @@ class IntMmProduct(TorchProduct):
     def __init__(self, weights: Int8Array) -> None:
         self._weights = _tensor(weights).t()
 
-    def __call__(self, codes: Int8Array) -> Float32Array:
+    def __call__(self, codes: Int8Array, product: Float32Array) -> None:
         rows = torch.from_numpy(codes)
         if len(codes) < self.ROWS_MIN:
             padded = torch.zeros(self.ROWS_MIN, codes.shape[1], dtype=torch.int8)
             padded[: len(codes)] = rows
             rows = padded
-        product: Float32Array = torch._int_mm(rows, self._weights)[: len(codes)].float().numpy()
-        return product
+        product[:] = torch._int_mm(rows, self._weights)[: len(codes)].float().numpy()
 
 
 class Float32Product(TorchProduct):
@@ -74,7 +72,7 @@ class Float32Product(TorchProduct):
             for a, b in itertools.pairwise(edges)
         ]
 
-    def __call__(self, codes: Int8Array) -> Float32Array:
+    def __call__(self, codes: Int8Array, product: Float32Array) -> None:
         rows = torch.from_numpy(codes).float()
         total = None
         for columns, weights in self._parts:
@@ -83,8 +81,7 @@ class Float32Product(TorchProduct):
                 part = part.double()
             total = part if total is None else total + part
         assert total is not None
-        product: Float32Array = total.float().numpy()
-        return product
+        product[:] = total.float().numpy()
 
 
 def _tensor(weights: Int8Array) -> torch.Tensor:

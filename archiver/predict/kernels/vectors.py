@@ -78,6 +78,15 @@ class LaneBuilder:
         vector = self.builder.insert_element(undefined, scalar, _I32(0))
         return self.builder.shuffle_vector(vector, undefined, self.ints(0))
 
+    def fetch(self, pointer: Any, ahead: Any) -> None:
+        """The processor begins to bring the line `ahead` bytes after the pointer into its
+        second-level cache; an address where nothing lies does no harm."""
+        b = self.builder
+        line = b.gep(b.bitcast(pointer, _I8.as_pointer()), [ahead])
+        signature = ir.FunctionType(ir.VoidType(), [line.type, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(b.module, signature, "llvm.prefetch.p0")
+        b.call(function, [line, _I32(0), _I32(2), _I32(1)])  # to read, second level, data
+
     def cell(self, kind: Any, value: Any) -> Any:
         """A variable that lives across iterations; LLVM keeps it in a register."""
         place = cgutils.alloca_once(self.builder, kind)
@@ -161,8 +170,12 @@ def _codegen(body: Callable[..., Any]) -> Any:
     return codegen(LaneBuilder, body)
 
 
-def _dot_keys(rows: int, members: int, step: int, native: bool) -> Any:
-    """Dot products of `rows` * `members` queries with `step` tiles of keys at a time."""
+def _dot_keys(rows: int, members: int, step: int, native: bool, fetch: bool = False) -> Any:
+    """Dot products of `rows` * `members` queries with `step` tiles of keys at a time.
+
+    With `fetch` there is one argument more, `ahead`: for each line of keys, the line so many bytes
+    after it is asked for.
+    """
 
     def body(
         v: LaneBuilder,
@@ -178,6 +191,7 @@ def _dot_keys(rows: int, members: int, step: int, native: bool) -> Any:
         row_stride: Any,
         stride: Any,
         tiles: Any,
+        *ahead: Any,
     ) -> None:
         b = v.builder
         key_rows = v.pointer(kinds[0], keys, key_at, _INTS)
@@ -201,6 +215,8 @@ def _dot_keys(rows: int, members: int, step: int, native: bool) -> Any:
             ]
             with cgutils.for_range(b, quads) as loop:
                 tile_keys = [v.load(place, loop.index) for place in places]
+                for place in places if fetch else ():
+                    v.fetch(b.gep(place, [loop.index]), *ahead)
                 for pointer, cells in zip(queries, sums, strict=True):
                     quad = v.splat(v.load(pointer, loop.index), _INTS)
                     for key, cell in zip(tile_keys, cells, strict=True):
@@ -208,6 +224,25 @@ def _dot_keys(rows: int, members: int, step: int, native: bool) -> Any:
             for target, cells in zip(targets, sums, strict=True):
                 for tile, cell in enumerate(cells):
                     v.store(b.load(cell), target, b.add(first, _I64(tile)))
+
+    @intrinsic
+    def dot_keys_fetching(
+        typingctx,
+        keys,
+        key_at,
+        query,
+        query_at,
+        row_items,
+        quads,
+        out,
+        out_at,
+        row_stride,
+        stride,
+        tiles,
+        ahead,
+    ):
+        i = types.int64
+        return types.void(keys, i, query, i, i, i, out, i, i, i, i, i), _codegen(body)
 
     @intrinsic
     def dot_keys(
@@ -227,11 +262,11 @@ def _dot_keys(rows: int, members: int, step: int, native: bool) -> Any:
         i = types.int64
         return types.void(keys, i, query, i, i, i, out, i, i, i, i), _codegen(body)
 
-    return dot_keys
+    return dot_keys_fetching if fetch else dot_keys
 
 
-def _dot_values(members: int, groups: int, native: bool) -> Any:
-    """Values weighed for `members` queries, 16 * `groups` dimensions at a time."""
+def _dot_values(members: int, groups: int, native: bool, fetch: bool = False) -> Any:
+    """Values weighed for `members` queries, 16 * `groups` dimensions at once; `fetch` as above."""
 
     def body(
         v: LaneBuilder,
@@ -247,6 +282,7 @@ def _dot_values(members: int, groups: int, native: bool) -> Any:
         out: Any,
         out_at: Any,
         out_stride: Any,
+        *ahead: Any,
     ) -> None:
         b = v.builder
         rows = v.pointer(kinds[0], values, value_at, _I8)
@@ -260,6 +296,8 @@ def _dot_values(members: int, groups: int, native: bool) -> Any:
             row = b.gep(rows, [b.mul(loop.index, row_bytes)])
             row = b.bitcast(row, _INTS.as_pointer())
             tile_values = [v.load(row, _I64(group)) for group in range(groups)]
+            for group in range(groups) if fetch else ():
+                v.fetch(b.gep(row, [_I64(group)]), *ahead)
             for part, cells in zip(parts, sums, strict=True):
                 weight = v.splat(v.load(part, loop.index), _INTS)
                 for value, cell in zip(tile_values, cells, strict=True):
@@ -271,6 +309,25 @@ def _dot_values(members: int, groups: int, native: bool) -> Any:
                 upper, lower = (b.load(sums[2 * member + part][group]) for part in range(2))
                 total = b.add(b.shl(upper, v.ints(8)), lower)
                 v.store(b.add(v.load(target, _I64(group)), total), target, _I64(group))
+
+    @intrinsic
+    def dot_values_fetching(
+        typingctx,
+        values,
+        value_at,
+        row_bytes,
+        high,
+        low,
+        weight_at,
+        weight_stride,
+        quads,
+        out,
+        out_at,
+        out_stride,
+        ahead,
+    ):
+        i = types.int64
+        return types.void(values, i, i, high, low, i, i, i, out, i, i, i), _codegen(body)
 
     @intrinsic
     def dot_values(
@@ -290,7 +347,7 @@ def _dot_values(members: int, groups: int, native: bool) -> Any:
         i = types.int64
         return types.void(values, i, i, high, low, i, i, i, out, i, i), _codegen(body)
 
-    return dot_values
+    return dot_values_fetching if fetch else dot_values
 
 
 def _multiply_tiles(rows: int, tiles: int, native: bool) -> Any:
@@ -359,14 +416,15 @@ of weights[weight_at + 64 (quads t + quad) + 4 lane + j] * codes[code_at + 4 qua
 
 dot_keys_1, dot_keys_2, dot_keys_3 = (_dot_keys(1, n, 1, _NATIVE) for n in range(1, 4))
 dot_keys_1_wide, dot_keys_2_wide, dot_keys_3_wide = (
-    _dot_keys(1, n, 4, _NATIVE) for n in range(1, 4)
+    _dot_keys(1, n, 4, _NATIVE, fetch=True) for n in range(1, 4)
 )
 dot_keys_1_rows, dot_keys_2_rows, dot_keys_3_rows = (
     _dot_keys(4, n, 2, _NATIVE) for n in range(1, 4)
 )
 """dot_keys_N(keys u8[], key_at, query i8[], query_at, row_items, quads, out i32[], out_at,
 row_stride, stride, tiles): N members of one row; `_wide` for tiles in fours; `_rows` for four rows
-and tiles in twos.
+and tiles in twos. `_wide` ones take `ahead` as well, and begin to fetch what lies so many bytes
+after the keys.
 
 For row r, member m < N, tile t and 16 lanes: out[out_at + r row_stride + m stride + 16 t + lane] =
 sum over quad, j of keys[key_at + 64 (quads t + quad) + 4 lane + j] *
@@ -375,9 +433,13 @@ quads <= 16,384.
 """
 
 dot_values_1, dot_values_2, dot_values_3 = (_dot_values(n, 4, _NATIVE) for n in range(1, 4))
+dot_values_1_fetching, dot_values_2_fetching, dot_values_3_fetching = (
+    _dot_values(n, 4, _NATIVE, fetch=True) for n in range(1, 4)
+)
 dot_values_16 = _dot_values(1, 1, _NATIVE)
 """dot_values_N(values i8[], value_at, row_bytes, high u8[], low u8[], weight_at, weight_stride,
-quads, out i32[], out_at, out_stride): N members, 64 dimensions; `dot_values_16`: one member, 16.
+quads, out i32[], out_at, out_stride): N members, 64 dimensions; `_fetching` with `ahead`, as above;
+`dot_values_16`: one member, 16.
 
 For member m and dimension i: out[out_at + m out_stride + i] += sum over quad, j of
 (256 high + low)[weight_at + m weight_stride + 4 quad + j] * values[value_at + row_bytes quad + 4 i
@@ -512,23 +574,6 @@ def weigh(typingctx, exponentials, at, scales, scales_at, tiles, share, high, lo
 
     f, i = types.float32, types.int64
     return types.void(exponentials, i, scales, i, i, f, high, low, i), _codegen(body)
-
-
-@intrinsic
-def fetch_lines(typingctx, array, at, lines):
-    """The processor begins to bring `lines` cache lines of a byte array, from item `at` on, into
-    its second-level cache. Addresses outside the array do no harm."""
-
-    def body(v: LaneBuilder, kinds: Any, array: Any, at: Any, lines: Any) -> None:
-        b = v.builder
-        place = v.pointer(kinds[0], array, at, _I8)
-        signature = ir.FunctionType(ir.VoidType(), [place.type, _I32, _I32, _I32])
-        function = cgutils.get_or_insert_function(b.module, signature, "llvm.prefetch.p0")
-        with cgutils.for_range(b, lines) as loop:
-            line = b.gep(place, [b.mul(loop.index, _I64(64))])
-            b.call(function, [line, _I32(0), _I32(2), _I32(1)])  # to read, second level, data
-
-    return types.void(array, types.int64, types.int64), _codegen(body)
 
 
 @intrinsic
