@@ -127,7 +127,9 @@ class FloatEngine:
         """
         import torch
 
-        assert torch.get_num_threads() == self.threads
+        # Others may have set it since; where torch has OpenMP it is the thread's own.
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
         with torch.inference_mode():
             output = self.network(
                 input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True,
