@@ -140,12 +140,12 @@ def codec_for_reading(
     from archiver.predict import registry
 
     assert header.predictor is not None
-    fingerprint = header.predictor.package_fingerprint
     if header.machine is not None:
         from archiver.predict import float_models
 
-        model = float_models.resolve(fingerprint, header.machine, threads)
+        model = float_models.resolve(header.predictor, header.machine, threads)
         return _opened(header, model, threads, LEVELS[DEFAULT_LEVEL].chunking)
+    fingerprint = header.predictor.package_fingerprint
     package = registry.resolve_fingerprint(fingerprint, progress=model_progress)
     chunking = LEVELS[DEFAULT_LEVEL].chunking
     plain = _opened(replace(header, steering=None), package, threads, chunking)

@@ -36,8 +36,8 @@ from archiver.levels import SINK_TOKENS, Chunking
 from archiver.mixing.parameters import MIXER_VERSION, MixerParameters
 from archiver.mixing.state import MixerState, new_state
 from archiver.predict.engine import ENGINE_VERSION, Engine, SoftPrompt
-from archiver.predict.float_engine import FLOAT_ENGINE_VERSION, FloatEngine
-from archiver.predict.float_models import FloatModel
+from archiver.predict.float_engine import FloatEngine
+from archiver.predict.float_models import FLOAT_ENGINE_VERSION, FloatModel
 from archiver.predict.machine import this_machine, threads_of
 from archiver.text.charsets import UnmappableError
 from archiver.text.detection import charset_spans

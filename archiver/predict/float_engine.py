@@ -24,14 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from archiver.container.layout import FIRST_FLOAT_ENGINE
 from archiver.errors import InvalidModelError, MissingLibraryError
 from archiver.predict.float_models import FloatModel
 from archiver.predict.sources_hf import read_tokenizer
 from archiver.text.vocabulary import Vocabulary, sort_tokens
 from archiver.types import Float32Array, Int32Array, Int64Array
 
-FLOAT_ENGINE_VERSION = FIRST_FLOAT_ENGINE
 LOG2_E = np.float32(math.log2(math.e))
 LOGIT_MAX = float(1 << 20)
 

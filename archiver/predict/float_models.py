@@ -19,8 +19,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from archiver.container.layout import MachineSection
-from archiver.errors import InvalidModelError, ModelError, ModelMismatchError, ModelMissingError
+from archiver.container.layout import FIRST_FLOAT_ENGINE, MachineSection, PredictorSection
+from archiver.errors import (
+    InvalidModelError,
+    ModelError,
+    ModelMismatchError,
+    ModelMissingError,
+    UnsupportedVersionError,
+)
 from archiver.predict import home
 from archiver.predict.machine import differences, mismatch
 from archiver.predict.package import FOLDER_DIGITS
@@ -34,6 +40,7 @@ from archiver.predict.sources_hf import (
 )
 from archiver.predict.tensor_file import open_tensor_file
 
+FLOAT_ENGINE_VERSION = FIRST_FLOAT_ENGINE
 _TABLE = "float_models.json"
 _DOMAIN = b"llmzip-float-1"
 _READ_BYTES = 1 << 20
@@ -133,20 +140,29 @@ def folder_of(fingerprint8: bytes) -> Path | None:
     return None if path is None else Path(path)
 
 
-def resolve(fingerprint8: bytes, machine: MachineSection, threads: int | None) -> FloatModel:
+def resolve(
+    predictor: PredictorSection, machine: MachineSection, threads: int | None
+) -> FloatModel:
     """Return the model of an archive that the float engine made, on the machine that it needs.
 
     Args:
+        predictor, machine: of the archive's header.
         threads: how many are asked for; None for as many as the archive had.
 
     Raises:
+        UnsupportedVersionError: another version of the float engine made it.
         MachineMismatchError: this is another machine, or versions differ; what does is named.
         ModelMissingError: the model's folder is not known. ModelMismatchError: its files changed.
         InvalidModelError: it cannot be read.
     """
+    if predictor.engine_version != FLOAT_ENGINE_VERSION:
+        raise UnsupportedVersionError(
+            f"the archive needs engine version {predictor.engine_version}; the float engine of this"
+            f" llmzip has {FLOAT_ENGINE_VERSION}"
+        )
     found = differences(machine, threads)
     try:
-        model = _model_of(fingerprint8)
+        model = _model_of(predictor.package_fingerprint)
     except ModelError as error:
         if not found:
             raise

@@ -25,7 +25,7 @@ from archiver.container.layout import (
     SteeringKind,
     SteeringSection,
 )
-from archiver.predict.float_engine import FLOAT_ENGINE_VERSION
+from archiver.predict.float_models import FLOAT_ENGINE_VERSION
 from archiver.predict.machine import this_machine
 from archiver.steering import files
 from archiver.steering.priors import PriorKind, ScalesPrior

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import shutil
 import subprocess
@@ -24,7 +26,8 @@ import archiver
 import cli
 from archiver import frames
 from archiver.codec import FrameCodec, PayloadError
-from archiver.container import FrameCoding
+from archiver.container import ArchiveReader, FrameCoding
+from archiver.container.layout import encode_header
 from archiver.errors import (
     ArchiverError,
     FrameDamagedError,
@@ -33,12 +36,13 @@ from archiver.errors import (
     MissingLibraryError,
     ModelMismatchError,
     ModelMissingError,
+    UnsupportedVersionError,
     UsageError,
 )
 from archiver.options import CompressOptions
 from archiver.predict import float_models, machine
-from archiver.predict.float_engine import FLOAT_ENGINE_VERSION, FloatEngine
-from archiver.predict.float_models import read_float_model
+from archiver.predict.float_engine import FloatEngine
+from archiver.predict.float_models import FLOAT_ENGINE_VERSION, read_float_model
 from tests.support.tiny_float import PLACES, make_float_folder
 
 ROOT = Path(cli.__file__).parent
@@ -277,6 +281,15 @@ def test_facts_that_are_unknown_or_lacking_are_differences() -> None:
     section = machine.MachineSection(facts=(*facts[1:], ("moon", "full")))
     found = machine.differences(section, 1)
     assert found == ["moon: full there, none here", f"system: none there, {facts[0][1]} here"]
+
+
+def test_another_version_of_the_engine_is_refused(home: Path, archive: bytes) -> None:
+    header = ArchiveReader(io.BytesIO(archive)).header
+    assert header.predictor is not None
+    newer = dataclasses.replace(header.predictor, engine_version=FLOAT_ENGINE_VERSION + 1)
+    start = encode_header(dataclasses.replace(header, predictor=newer))
+    with pytest.raises(UnsupportedVersionError, match="engine version 129; the float engine"):
+        archiver.decompress(start + archive[len(start) :])
 
 
 def test_changed_files_are_refused(opt: Path, archive: bytes) -> None:
