@@ -20,11 +20,13 @@ import numpy as np
 
 from archiver.codec import symbols as loop
 from archiver.codec.transform_fields import decode_transforms, encode_transforms
-from archiver.codec.workers import ModelWorkers
+from archiver.codec.workers import ModelWorkers, usable_cores
 from archiver.coding import range_coder
 from archiver.container.layout import (
     LARGEST_STREAM_TOKENS,
     LARGEST_STREAMS,
+    Header,
+    MachineSection,
     MixerSection,
     PredictorSection,
 )
@@ -34,10 +36,13 @@ from archiver.levels import SINK_TOKENS, Chunking
 from archiver.mixing.parameters import MIXER_VERSION, MixerParameters
 from archiver.mixing.state import MixerState, new_state
 from archiver.predict.engine import ENGINE_VERSION, Engine, SoftPrompt
+from archiver.predict.float_engine import FloatEngine
+from archiver.predict.float_models import FLOAT_ENGINE_VERSION, FloatModel
+from archiver.predict.machine import this_machine, threads_of
 from archiver.text.charsets import UnmappableError
 from archiver.text.detection import charset_spans
 from archiver.text.framing import Symbols, symbols_of
-from archiver.text.tokenizer import TextTokenizer
+from archiver.text.tokenizer import TextTokenizer, TokenizerOwner
 from archiver.text.transforms import NONE, Transforms, transform
 from archiver.text.vocabulary import Vocabulary
 from archiver.types import Int32Array, Int64Array, Progress, UInt8Array, UInt32Array
@@ -45,6 +50,7 @@ from archiver.types import Int32Array, Int64Array, Progress, UInt8Array, UInt32A
 if TYPE_CHECKING:
     from archiver.options import CompressOptions
     from archiver.predict.package import ModelPackage
+    from archiver.predict.predictor import Predictor
 
 CACHE_BYTES_MAX = 64 << 30
 # Flags of the payload.
@@ -165,9 +171,9 @@ class FrameCodec:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Predictor,
         *,
-        package: ModelPackage,
+        package: TokenizerOwner,
         mixer: MixerParameters,
         threads: int | None,
         chunking: Chunking,
@@ -188,6 +194,7 @@ class FrameCodec:
         Raises:
             UsageError: window and soft prompt are too long together.
         """
+        assert isinstance(self._engine, Engine)
         codec = FrameCodec(
             self._engine if prompt is None else self._engine.steered(prompt),
             package=self._package,
@@ -336,7 +343,7 @@ class FrameCodec:
         plan = StreamPlan(symbols=count, streams=streams)
         if plan.steps > self._stream_tokens_max:
             raise PayloadError(f"a stream of {plan.steps} symbols")
-        needed = self._workers.cache_bytes(streams, plan.steps)
+        needed = self._engine.cache_bytes(streams, plan.steps)
         if needed > CACHE_BYTES_MAX:
             raise LimitExceededError(
                 f"a frame of {streams} streams needs {needed >> 20} MiB to decode; "
@@ -388,28 +395,53 @@ def settings_for(
         local_window_tokens=options.local_window,
         sink_tokens=SINK_TOKENS,
     )
+    return predictor, _mixer_for(options)
+
+
+def header_for(package: ModelPackage | FloatModel, options: CompressOptions) -> Header:
+    """The header of an archive made with these options, without steering vectors."""
+    if not isinstance(package, FloatModel):
+        predictor, mixer = settings_for(package, options)
+        return Header(predictor=predictor, mixer=mixer)
+    predictor = PredictorSection(
+        engine_version=FLOAT_ENGINE_VERSION,
+        package_fingerprint=package.fingerprint_bytes,
+        window_tokens=options.window,
+        local_window_tokens=options.window,
+        sink_tokens=0,
+    )
+    machine = this_machine(options.threads or usable_cores())
+    return Header(predictor=predictor, mixer=_mixer_for(options), machine=machine)
+
+
+def _mixer_for(options: CompressOptions) -> MixerSection:
     parameters = MixerParameters(tokens_mixed=options.mixing)
-    return predictor, MixerSection(version=MIXER_VERSION, parameters=parameters.encode())
+    return MixerSection(version=MIXER_VERSION, parameters=parameters.encode())
 
 
 def open_codec(
     predictor: PredictorSection,
     mixer: MixerSection,
     *,
-    package: ModelPackage,
+    package: ModelPackage | FloatModel,
     threads: int | None,
     chunking: Chunking,
+    machine: MachineSection | None = None,
 ) -> FrameCodec:
     """A codec for frames of an archive with these header sections.
+
+    Args:
+        package: a `FloatModel` where there is a machine section, whose number of threads counts.
 
     Raises:
         UnsupportedVersionError: another version of the engine or the mixer is needed.
         UsageError: the window is out of range. InvalidModelError: a malformed package.
+        MissingLibraryError: the float engine's library is not installed.
     """
-    if predictor.engine_version != ENGINE_VERSION:
+    known = ENGINE_VERSION if machine is None else FLOAT_ENGINE_VERSION
+    if predictor.engine_version != known:
         raise UnsupportedVersionError(
-            f"the archive needs engine version {predictor.engine_version}; this llmzip has "
-            f"{ENGINE_VERSION}"
+            f"the archive needs engine version {predictor.engine_version}; this llmzip has {known}"
         )
     if mixer.version != MIXER_VERSION:
         raise UnsupportedVersionError(
@@ -419,10 +451,16 @@ def open_codec(
         parameters = MixerParameters.decode(mixer.parameters)
     except ValueError as error:
         raise UnsupportedVersionError(f"the archive cannot be decoded: {error}") from error
-    engine = Engine(
-        package,
-        window=predictor.window_tokens,
-        local_window=predictor.local_window_tokens,
-        sinks=predictor.sink_tokens,
-    )
+    engine: Predictor
+    if isinstance(package, FloatModel):
+        assert machine is not None
+        window = predictor.window_tokens
+        engine = FloatEngine(package, window=window, threads=threads_of(machine))
+    else:
+        engine = Engine(
+            package,
+            window=predictor.window_tokens,
+            local_window=predictor.local_window_tokens,
+            sinks=predictor.sink_tokens,
+        )
     return FrameCodec(engine, package=package, mixer=parameters, threads=threads, chunking=chunking)

@@ -304,6 +304,8 @@ class Engine:
         segment: tokens after which streams restart, where places have vectors; else None.
     """
 
+    serial = False
+
     def __init__(
         self,
         package: ModelPackage,
@@ -399,6 +401,20 @@ class Engine:
         session.advance(np.arange(lead, dtype=np.int32)[None])
         steered.lead, steered.prompt_sinks = lead, session.sinks
         return steered
+
+    def prepare_thread(self) -> None:
+        """Make the calling thread ready to run sessions."""
+        self.backend.prepare_thread()
+
+    def session(self, *, streams: int, tokens: int, steps: int) -> Session:
+        """Streams at their beginning; args as for `Session`."""
+        return Session(self, streams=streams, tokens=tokens, steps=steps)
+
+    def cache_bytes(self, streams: int, steps: int) -> int:
+        """Memory for the keys and values of that many streams, a step at a time, at most."""
+        slots = self.cache_slots(streams=1, tokens=steps, steps=1, unit=16)
+        total = int(slots.sum(dtype=np.int64)) + slots.size * (self.sinks + 16)
+        return streams * total * (2 * self.head_dim + 8)
 
     def layer_sinks(self, number: int) -> int:
         """First positions that every later one sees in a layer; none in a sliding one."""
