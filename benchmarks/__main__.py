@@ -137,13 +137,14 @@ def files(
 
 
 @main.command()
-@click.argument("record", type=_PATH, metavar="RECORD")
-def readme(record: Path) -> None:
-    """Put the table of a record of `files` or `predictors` into the README."""
+@click.argument("records", nargs=-1, required=True, type=_PATH, metavar="RECORD...")
+def readme(records: tuple[Path, ...]) -> None:
+    """Put tables into the README: of records of `files` and `stepwise` together, or of one of
+    `predictors`."""
     from benchmarks.readme import ReadmeError, update_readme
 
     try:
-        update_readme(REPOSITORY / "README.md", record)
+        update_readme(REPOSITORY / "README.md", records)
     except ReadmeError as error:
         raise click.ClickException(str(error)) from error
 

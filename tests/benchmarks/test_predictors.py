@@ -476,7 +476,7 @@ def test_the_readme_gets_its_excerpt(tmp_path: Path) -> None:
     page, found = tmp_path / "README.md", tmp_path / "record.json"
     found.write_text(json.dumps(COMPLETE))
     page.write_text("Before\n<!-- predictors -->\nold\n<!-- /predictors -->\nAfter\n")
-    readme.update_readme(page, found)
+    readme.update_readme(page, [found])
     assert page.read_text() == f"Before\n<!-- predictors -->\n{excerpt(COMPLETE)}\n" + (
         "<!-- /predictors -->\nAfter\n"
     )
@@ -504,15 +504,15 @@ def test_the_excerpt_of_what_is_incomplete() -> None:
     [
         ('{"benchmark": "predictors"}', "", "README.md lacks <!-- predictors -->"),
         ('{"benchmark": "files"}', "<!-- results -->", "README.md lacks <!-- results -->"),
-        ('{"benchmark": "speed"}', "", "no record of files or predictors"),
-        ("{", "", "no record of files or predictors"),
+        ('{"benchmark": "speed"}', "", "no record of files, stepwise, predictors"),
+        ("{", "", "no record of files, stepwise, predictors"),
     ],
 )
 def test_what_no_excerpt_is_made_of(tmp_path: Path, content: str, page: str, message: str) -> None:
     (tmp_path / "README.md").write_text(page)
     (tmp_path / "record.json").write_text(content)
     with pytest.raises(readme.ReadmeError, match=message):
-        readme.update_readme(tmp_path / "README.md", tmp_path / "record.json")
+        readme.update_readme(tmp_path / "README.md", [tmp_path / "record.json"])
 
 
 def test_the_readme_has_places_for_both_tables() -> None:
