@@ -65,7 +65,8 @@ def results_text(records: Sequence[Record]) -> str:
             if result["program"] == _OWN:
                 level = record["config"]["llmzip"]["level"]
                 levels[result["file"]] = "" if level is None else f" (level {level})"
-    programs = list(dict.fromkeys(program for results in found.values() for program in results))
+    names = dict.fromkeys(program for results in found.values() for program in results)
+    programs = sorted(names, key=lambda program: program != _OWN)  # the rest in their order
     rows = [["file", "bytes", *programs]]
     for name in sorted(sizes, key=lambda name: (sizes[name], name)):
         cells = [_bpb(found.get(name, {}).get(program)) for program in programs]
