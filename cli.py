@@ -43,10 +43,13 @@ from archiver.options import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_MODEL,
     DEFAULT_STEERING,
+    ENGINES,
+    EXACT,
     CompressOptions,
 )
 
 if TYPE_CHECKING:
+    from archiver.container import MachineSection, PredictorSection
     from archiver.summaries import ArchiveInfo
 
 INTERRUPTED = 130
@@ -80,6 +83,11 @@ commands.add_command(train)
 @click.option(
     "-m", "--model", default=DEFAULT_MODEL, show_default=True, help="Model to predict with."
 )
+@click.option(
+    "--engine", type=click.Choice(ENGINES), default=EXACT, show_default=True,
+    help="float: any causal model of transformers, in the folder that -m names. The archive "
+    "decodes on this machine only, with these versions of the libraries.",
+)  # fmt: skip
 @threads_option
 @device_option
 @level_options
@@ -117,6 +125,7 @@ def compress(
     to_stdout: bool,
     force: bool,
     model: str,
+    engine: str,
     threads: int | None,
     device: str,
     window: int | None,
@@ -145,6 +154,7 @@ def compress(
     try:
         options = CompressOptions(
             model=model,
+            engine=engine,
             threads=threads or None,
             device=device,
             level=level,
@@ -371,8 +381,11 @@ def _model_of(archive: ArchiveInfo) -> tuple[str | None, int | None]:
     """Return the name of the archive's model and its hidden size, as far as they are known here."""
     if archive.predictor is None:
         return None, None
-    from archiver.predict import registry
+    from archiver.predict import float_models, registry
 
+    if archive.machine is not None:
+        folder = float_models.folder_of(archive.predictor.package_fingerprint)
+        return None if folder is None else str(folder), None
     digits = archive.predictor.package_fingerprint.hex()
     for listing in registry.list_packages():
         if (listing.fingerprint or "").startswith(digits):
@@ -396,12 +409,11 @@ def _info_lines(
         yield "  model     none needed"
     else:
         yield f"  model     {archive.predictor.package_fingerprint.hex()} ({model or 'not here'})"
-        yield (
-            f"  engine    version {archive.predictor.engine_version}, "
-            f"window {archive.predictor.window_tokens:,} tokens "
-            f"({archive.predictor.local_window_tokens:,} in local heads), "
-            f"sinks {archive.predictor.sink_tokens}"
-        )
+        yield f"  engine    {_engine_line(archive.predictor, archive.machine)}"
+    if archive.machine is not None:
+        yield "  decodes   on this kind of machine only, with these versions:"
+        for name, value in archive.machine.facts:
+            yield f"            {name}: {value}"
     if archive.mixer is not None:
         yield f"  mixer     version {archive.mixer.version}"
     if archive.steering is not None:
@@ -412,6 +424,16 @@ def _info_lines(
             f"    {frame.number}: {frame.coding}, {frame.content_bytes:,} bytes "
             f"at {frame.content_offset:,}, payload {frame.payload_bytes:,}"
         )
+
+
+def _engine_line(predictor: PredictorSection, machine: MachineSection | None) -> str:
+    window = f"version {predictor.engine_version}, window {predictor.window_tokens:,} tokens"
+    if machine is not None:
+        return f"float, {window}"
+    return (
+        f"{window} ({predictor.local_window_tokens:,} in local heads), "
+        f"sinks {predictor.sink_tokens}"
+    )
 
 
 # --- the process ------------------------------------------------------------------------------

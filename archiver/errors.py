@@ -16,9 +16,13 @@
     │   ├── ModelMissingError          not in the cache, not known to the registry
     │   ├── ModelMismatchError     10  another fingerprint than the archive asks for
     │   ├── ModelUnavailableError  11  the package index could not be reached
-    │   └── InvalidModelError      12  a model folder or file is refused
+    │   ├── InvalidModelError      12  a model folder or file is refused
+    │   ├── RepositoryMissingError 16  the hub has no such repository or revision
+    │   └── RepositoryClosedError  17  the hub's repository is not open to everybody
     ├── ExactnessError             13  a kernel failed its exactness probe and has no fallback
-    └── SteeringError              14  a steering file is missing, damaged or another one
+    ├── SteeringError              14  a steering file is missing, damaged or another one
+    ├── MissingLibraryError        15  an optional Python package is not installed
+    └── MachineMismatchError       18  an archive of the float engine, of another machine
 
 A subclass without a code of its own has its parent's.
 """
@@ -127,6 +131,18 @@ class InvalidModelError(ModelError):
     exit_code = 12
 
 
+class RepositoryMissingError(ModelError):
+    """The hub has no such repository, or no such branch, tag or commit of it."""
+
+    exit_code = 16
+
+
+class RepositoryClosedError(ModelError):
+    """The hub gives a repository's files only to those whom its owners let in."""
+
+    exit_code = 17
+
+
 class ExactnessError(ArchiverError):
     """No kernel on this machine computes what the engine's definition says."""
 
@@ -137,3 +153,15 @@ class SteeringError(ArchiverError):
     """A steering file is missing, damaged, for another model, or not the archive's."""
 
     exit_code = 14
+
+
+class MissingLibraryError(ArchiverError):
+    """A Python package that only this needs is not installed; the message names it."""
+
+    exit_code = 15
+
+
+class MachineMismatchError(ArchiverError):
+    """An archive of the float engine needs what this machine is not; each difference is named."""
+
+    exit_code = 18

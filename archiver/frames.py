@@ -25,10 +25,11 @@ from archiver.errors import (
     UsageError,
 )
 from archiver.levels import DEFAULT_LEVEL, LEVELS, Chunking
-from archiver.options import CPU, CompressOptions, SteeringMode
+from archiver.options import CPU, FLOAT, CompressOptions, SteeringMode
 
 if TYPE_CHECKING:
     from archiver.codec import FrameCodec
+    from archiver.predict.float_models import FloatModel
     from archiver.predict.package import ModelPackage
 
 ZSTD_LEVEL = 19
@@ -69,14 +70,20 @@ def codec_for_writing(
 
     Raises:
         ModelError: the model cannot be had. SteeringError: nor can the steering vectors.
+        MissingLibraryError: the float engine's library is not installed.
     """
     from archiver import codec
     from archiver.predict import registry
     from archiver.steering.choice import choose
 
+    if options.engine == FLOAT:
+        from archiver.predict import float_models
+
+        model = float_models.remember(Path(options.model))
+        header = codec.header_for(model, options)
+        return _opened(header, model, options.threads, options.chunking, options.device), header
     package = registry.resolve(options.model, progress=model_progress)
-    predictor, mixer = codec.settings_for(package, options)
-    header = Header(predictor=predictor, mixer=mixer)
+    header = codec.header_for(package, options)
     plain = _opened(header, package, options.threads, options.chunking, options.device)
     section, prompt = choose(options, package, plain, sample, model_progress)
     if prompt is None:
@@ -131,10 +138,16 @@ def codec_for_reading(
         ModelError: the model cannot be had. SteeringError: nor can the steering vectors.
         UnsupportedVersionError: the engine's or the mixer's version is unknown.
         DamagedArchiveError, LimitExceededError: the steering section is malformed.
+        MachineMismatchError: the archive is tied to another machine.
     """
     from archiver.predict import registry
 
     assert header.predictor is not None
+    if header.machine is not None:
+        from archiver.predict import float_models
+
+        model = float_models.resolve(header.predictor, header.machine, threads)
+        return _opened(header, model, threads, LEVELS[DEFAULT_LEVEL].chunking, device)
     fingerprint = header.predictor.package_fingerprint
     package = registry.resolve_fingerprint(fingerprint, progress=model_progress)
     chunking = LEVELS[DEFAULT_LEVEL].chunking
@@ -165,7 +178,11 @@ _kept = threading.local()
 
 
 def _opened(
-    header: Header, package: ModelPackage, threads: int | None, chunking: Chunking, device: str
+    header: Header,
+    package: ModelPackage | FloatModel,
+    threads: int | None,
+    chunking: Chunking,
+    device: str,
 ) -> FrameCodec:
     from archiver import codec
 
@@ -181,6 +198,7 @@ def _opened(
             threads=threads,
             chunking=chunking,
             device=device,
+            machine=header.machine,
         )
         _kept.key = key
     kept: FrameCodec = _kept.codec

@@ -6,7 +6,11 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from archiver.container.layout import LARGEST_STEERING_VECTORS, LARGEST_WINDOW_TOKENS
+from archiver.container.layout import (
+    LARGEST_STEERING_VECTORS,
+    LARGEST_STREAM_TOKENS,
+    LARGEST_WINDOW_TOKENS,
+)
 from archiver.errors import UsageError
 from archiver.levels import DEFAULT_LEVEL, LEVELS, Chunking
 
@@ -14,6 +18,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_FRAME_BYTES = 1 << 20
 DEFAULT_STEERING = "auto"
 CPU, CUDA = DEVICES = ("cpu", "cuda")
+EXACT, FLOAT = ENGINES = ("exact", "float")
 
 # A frame costs 32 bytes of container: frames from 64 KiB up keep that under 0.1 %.
 SMALLEST_FRAME_BYTES = 1 << 12
@@ -115,9 +120,13 @@ class CompressOptions:
     """Settings of a compression; those that a decoder needs are stored in the archive.
 
     Attributes:
-        model: name, alias or fingerprint prefix of the model package.
-        threads: how many threads may work; None for one a core. Never changes the archive.
-        device: where the model runs, "cpu" or "cuda". Never changes the archive, either.
+        model: name, alias or fingerprint prefix of the model package; for the float engine, a
+            Hugging Face folder.
+        engine: "exact", or "float" for any causal model that transformers runs; such an archive
+            decodes only on the same machine with the same versions of the libraries.
+        threads: how many threads may work; None for one a core. Never changes the archive, but for
+            the float engine, which has to decode with as many.
+        device: where the model runs, "cpu" or "cuda". Never changes the archive.
         level: 1, the fastest, to 9, the smallest; sets the windows and the chunks.
         window_tokens: how many tokens back the model sees; None for the level's.
         local_window_tokens: how many its local heads see; None for as large a part of the window
@@ -132,6 +141,7 @@ class CompressOptions:
     """
 
     model: str = DEFAULT_MODEL
+    engine: str = EXACT
     threads: int | None = None
     device: str = CPU
     level: int = DEFAULT_LEVEL
@@ -146,6 +156,8 @@ class CompressOptions:
     def __post_init__(self) -> None:
         if not self.model:
             raise UsageError("the model's name is empty")
+        if self.engine not in ENGINES:
+            raise UsageError(f"no engine {self.engine!r}; there are: {', '.join(ENGINES)}")
         check_threads(self.threads)
         check_device(self.device)
         _check("level", self.level, min(LEVELS), max(LEVELS))
@@ -154,18 +166,30 @@ class CompressOptions:
         _check("frame size", self.frame_bytes, SMALLEST_FRAME_BYTES, LARGEST_FRAME_BYTES)
         if self.chunk_tokens is not None:
             _check("chunk", self.chunk_tokens, 1, LARGEST_FRAME_BYTES)
+        if self.engine == FLOAT:
+            self._check_float()
         choice = self.steering_choice
         if self.embed_steering and choice.mode is not SteeringMode.FILE:
             raise UsageError("only a steering file can be embedded")
 
+    def _check_float(self) -> None:
+        if self.steering not in (DEFAULT_STEERING, SteeringMode.NONE.value):
+            raise UsageError("the float engine has no steering vectors")
+        if self.local_window_tokens is not None:
+            raise UsageError("the float engine has no local heads")
+        if self.device != CPU:
+            raise UsageError("the float engine runs on the device cpu only")
+
     @property
     def steering_choice(self) -> SteeringChoice:
-        """What `steering` asks for.
+        """What `steering` asks for; nothing for the float engine.
 
         Raises:
             UsageError: it makes no sense.
         """
-        return SteeringChoice.parse(self.steering)
+        return SteeringChoice.parse(
+            SteeringMode.NONE.value if self.engine == FLOAT else self.steering
+        )
 
     @property
     def window(self) -> int:
@@ -177,6 +201,8 @@ class CompressOptions:
     @property
     def local_window(self) -> int:
         """How many tokens back the model's local heads see."""
+        if self.engine == FLOAT:
+            return self.window
         if self.local_window_tokens is not None:
             return self.local_window_tokens
         level = LEVELS[self.level]
@@ -186,6 +212,9 @@ class CompressOptions:
     @property
     def chunking(self) -> Chunking:
         """How frames are cut into streams."""
+        if self.chunk_tokens is None and self.engine == FLOAT:
+            # Streams are run one by one: more of them would only start cold.
+            return Chunking(tokens_min=LARGEST_STREAM_TOKENS, streams=1)
         if self.chunk_tokens is None:
             return LEVELS[self.level].chunking
         return Chunking(tokens_min=self.chunk_tokens, streams=LARGEST_STREAMS)

@@ -10,6 +10,7 @@ from archiver.container import (
     Damage,
     FrameCoding,
     IndexedArchive,
+    MachineSection,
     MixerSection,
     PredictorSection,
 )
@@ -95,6 +96,7 @@ class ArchiveInfo:
         predictor: model package and settings; None when no frame can need them.
         mixer: version and parameters; None when no frame can need them.
         steering: what stands before the text; None for nothing.
+        machine: where alone a float engine's archive can be decoded; None for everywhere.
         frames: every frame, in order.
     """
 
@@ -108,6 +110,7 @@ class ArchiveInfo:
     predictor: PredictorSection | None
     mixer: MixerSection | None
     steering: SteeringInfo | None
+    machine: MachineSection | None
     frames: tuple[FrameInfo, ...]
 
     @property
@@ -145,6 +148,7 @@ def describe(archive: IndexedArchive) -> ArchiveInfo:
         predictor=archive.header.predictor,
         mixer=archive.header.mixer,
         steering=describe_section(steering) if steering else None,
+        machine=archive.header.machine,
         frames=frames,
     )
 

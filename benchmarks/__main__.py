@@ -1,9 +1,10 @@
-"""python -m benchmarks files | theory | stepwise | speed | mixer | steering | curve | readme"""
+"""python -m benchmarks COMMAND: files, theory, stepwise, speed, mixer, steering, predictors, curve,
+readme"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -15,28 +16,40 @@ from tqdm import tqdm
 from benchmarks.environment import BUSY_CORES_MAX, REPOSITORY
 from benchmarks.inputs import InputsError, collect
 from benchmarks.records import InputFile, LlmzipSettings, write_json
+from benchmarks.resumable import read_record, record_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from benchmarks.resumable import Progress
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _PATH = click.Path(exists=True, path_type=Path)
 
 
+_output = click.option(
+    "--output", type=click.Path(file_okay=False, path_type=Path),
+    default=REPOSITORY / "benchmarks" / "results", show_default="benchmarks/results",
+    help="Folder for the records.",
+)  # fmt: skip
+
+
+def _with_options(command: _Command, options: Iterable[Callable[[_Command], _Command]]) -> _Command:
+    for option in reversed([*options]):
+        command = option(command)
+    return command
+
+
 def _common_options(command: _Command) -> _Command:
     options = (
-        click.option("--output", type=click.Path(file_okay=False, path_type=Path),
-                     default=REPOSITORY / "benchmarks" / "results",
-                     show_default="benchmarks/results", help="Folder for the records."),
+        _output,
         click.option("--model", help="llmzip's model; the default one if not given."),
         click.option("--threads", type=click.IntRange(min=1),
                      help="Threads of llmzip and transformers; one a core if not given."),
         click.option("--level", type=click.IntRange(1, 9), help="llmzip's level."),
         click.option("--window", type=click.IntRange(min=16), help="llmzip's window in tokens."),
     )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with_options(command, options)
 
 
 _gguf = click.option(
@@ -124,12 +137,16 @@ def files(
 
 
 @main.command()
-@click.argument("record", type=_PATH, metavar="RECORD")
-def readme(record: Path) -> None:
-    """Put the table of a record of `files` into the README."""
-    from benchmarks.readme import update_readme
+@click.argument("records", nargs=-1, required=True, type=_PATH, metavar="RECORD...")
+def readme(records: tuple[Path, ...]) -> None:
+    """Put tables into the README: of records of `files` and `stepwise` together, or of one of
+    `predictors`."""
+    from benchmarks.readme import ReadmeError, update_readme
 
-    update_readme(REPOSITORY / "README.md", record)
+    try:
+        update_readme(REPOSITORY / "README.md", records)
+    except ReadmeError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command()
@@ -318,53 +335,94 @@ def mixer(
     click.echo(f"\nrecord {record_path}", err=True)
 
 
+def _experiment_options(command: _Command) -> _Command:
+    options = (
+        click.argument("file", type=_PATH, metavar="EXPERIMENT.toml"),
+        click.option("--texts", type=click.Path(exists=True, file_okay=False, path_type=Path),
+                     default=Path(), help="Folder where the experiment's texts are."),
+        _output,
+        click.option("--threads", type=click.IntRange(min=1), help="One a core if not given."),
+        click.option("--show", is_flag=True, help="Only show what the record holds."),
+    )  # fmt: skip
+    return _with_options(command, options)
+
+
 @main.command()
-@click.argument("file", type=_PATH, metavar="EXPERIMENT.toml")
-@click.option("--texts", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              default=Path(), help="Folder where the experiment's texts are.")  # fmt: skip
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path),
-              default=REPOSITORY / "benchmarks" / "results",
-              show_default="benchmarks/results", help="Folder for the record.")  # fmt: skip
+@_experiment_options
 @click.option("--model", help="llmzip's model; the default one if not given.")
-@click.option("--threads", type=click.IntRange(min=1), help="One a core if not given.")
-@click.option("--show", is_flag=True, help="Only show what the record holds.")
 def steering(
-    file: Path, texts: Path, output: Path, model: str | None, threads: int | None, show: bool
+    file: Path, texts: Path, output: Path, threads: int | None, show: bool, model: str | None
 ) -> None:
     """Run an experiment on steering vectors; what its record holds already is not run again."""
-    from archiver.errors import ArchiverError
     from archiver.options import DEFAULT_MODEL
     from benchmarks.steering.charts import draw
-    from benchmarks.steering.experiment import ExperimentError, read_experiment
-    from benchmarks.steering.record import read_record, record_path, run_experiment
+    from benchmarks.steering.experiment import read_experiment
+    from benchmarks.steering.record import BENCHMARK, run_experiment
     from benchmarks.steering.tables import tables
 
-    try:
+    with _errors_shown():
         experiment = read_experiment(file)
-        path = record_path(output, experiment)
-        if show:
-            record = read_record(path)
-        else:
-            with tqdm(unit="archive", leave=False, disable=None) as bar:
 
-                def report(what: str, finished: int, total: int) -> None:
-                    bar.total = total
-                    bar.set_description(what, refresh=False)
-                    bar.update(finished - bar.n)
+        def records(report: Progress) -> Iterator[dict[str, Any]]:
+            return run_experiment(
+                experiment, folder=texts, output=output, model=model or DEFAULT_MODEL,
+                threads=threads, progress=report,
+            )  # fmt: skip
 
-                *_, record = run_experiment(
-                    experiment, folder=texts, output=output, model=model or DEFAULT_MODEL,
-                    threads=threads, progress=report,
-                )  # fmt: skip
-    except (ExperimentError, ArchiverError) as error:
-        raise click.ClickException(str(error)) from error
+        path = record_path(output, BENCHMARK, experiment.common.name)
+        record = read_record(path, BENCHMARK) if show else _last(records)
+    _show_experiment(record, path, tables, draw)
+
+
+@main.command()
+@_experiment_options
+def predictors(file: Path, texts: Path, output: Path, threads: int | None, show: bool) -> None:
+    """Make the predictors of an experiment and compare them; what was made is not made again."""
+    from benchmarks.predictors.charts import draw
+    from benchmarks.predictors.experiment import read_experiment
+    from benchmarks.predictors.record import BENCHMARK, run_experiment
+    from benchmarks.predictors.tables import tables
+
+    with _errors_shown():
+        experiment = read_experiment(file)
+
+        def records(report: Progress) -> Iterator[dict[str, Any]]:
+            return run_experiment(
+                experiment, folder=texts, output=output, threads=threads, progress=report
+            )
+
+        path = record_path(output, BENCHMARK, experiment.common.name)
+        record = read_record(path, BENCHMARK) if show else _last(records)
+    _show_experiment(record, path, tables, draw)
+
+
+def _last(records: Callable[[Progress], Iterator[dict[str, Any]]]) -> dict[str, Any]:
+    """Run an experiment to its end, with a bar on a terminal; return its record."""
+    with tqdm(unit="archive", leave=False, disable=None) as bar:
+
+        def report(what: str, finished: int, total: int) -> None:
+            bar.total = total
+            bar.set_description(what, refresh=False)
+            bar.update(finished - bar.n)
+
+        *_, record = records(report)
+    return record
+
+
+def _show_experiment(
+    record: Mapping[str, Any],
+    path: Path,
+    tables: Callable[[Mapping[str, Any]], str],
+    draw: Callable[[Mapping[str, Any], Path], Sequence[Path]],
+) -> None:
+    """Print an experiment's tables, draw its charts; end with 1 where an archive failed."""
     if record["sessions"]:
         _warn_if_busy(record["sessions"][-1])
-    click.echo(f"{experiment.title}\n\n{tables(record)}")
+    click.echo(f"{record['title']}\n\n{tables(record)}")
     click.echo(f"\nrecord {path}", err=True)
     try:
-        if draw(record, path.with_suffix(".png")):
-            click.echo(f"chart  {path.with_suffix('.png')}", err=True)
+        for chart in draw(record, path.with_suffix(".png")):
+            click.echo(f"chart  {chart}", err=True)
     except ImportError:
         click.echo("no chart: matplotlib is not installed", err=True)
     if not all(row["verified"] for row in record["rows"]):
@@ -382,6 +440,7 @@ def _inputs(paths: tuple[Path, ...] | list[Path]) -> list[InputFile]:
 def _errors_shown() -> Iterator[None]:
     """Turn errors with a message for the user into Click's."""
     from archiver.errors import ArchiverError
+    from benchmarks.experiment_file import ExperimentError
     from benchmarks.speed import SpeedError
     from benchmarks.stepwise import StepwiseError
     from benchmarks.theory import TheoryError
@@ -389,7 +448,9 @@ def _errors_shown() -> Iterator[None]:
 
     try:
         yield
-    except (ArchiverError, SpeedError, StepwiseError, TheoryError, WeightsError) as error:
+    except (
+        ArchiverError, ExperimentError, SpeedError, StepwiseError, TheoryError, WeightsError,
+    ) as error:  # fmt: skip
         raise click.ClickException(str(error)) from error
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
+
+from benchmarks.chart import new_axes, save
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +57,7 @@ def draw_curve(measurements: Sequence[Measurement], path: Path) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    figure = import_module("matplotlib.figure").Figure(figsize=(7.5, 4.5), dpi=120)
-    axes = figure.add_subplot()
+    axes = new_axes(7.5, 4.5)
     tokens = [found.tokens / 1e6 for found in measurements]
     first = measurements[0]
     for kind, before in first.bpb_by_kind.items():
@@ -67,8 +67,5 @@ def draw_curve(measurements: Sequence[Measurement], path: Path) -> None:
     axes.plot(tokens, means, label="mean", color="black", linewidth=2)
     axes.set_xlabel("million tokens trained on")
     axes.set_ylabel("held-out bits per byte, change in %")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, ncols=2, frameon=False)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save(axes, path)

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from archiver.predict.machine import processor_name
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Timings taken while others work tell little: with one core of two taken, PyTorch's waiting
@@ -35,6 +37,14 @@ def describe_environment() -> dict[str, Any]:
         "hardware": hardware(),
         "busy_cores_before": busy_cores(),
     }
+
+
+def coder_versions() -> dict[str, int]:
+    """Return what decides an archive's integers besides the model and the settings."""
+    from archiver.mixing.parameters import MIXER_VERSION
+    from archiver.predict.engine import ENGINE_VERSION
+
+    return {"engine_version": ENGINE_VERSION, "mixer_version": MIXER_VERSION}
 
 
 def git_state(folder: Path) -> dict[str, Any]:
@@ -84,7 +94,7 @@ def hardware() -> dict[str, Any]:
     return {
         "system": platform.system(),
         "machine": platform.machine(),
-        "cpu": cpu_model(),
+        "cpu": processor_name(),
         "cores": usable_cores(),
         "memory_bytes": _memory_bytes(),
     }
@@ -119,22 +129,6 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def cpu_model() -> str:
-    """Return the processor's name as the system gives it, with what tells its generation."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    fields: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), value.strip())
-    model = fields.get("model name") or platform.processor() or "unknown"
-    if "cpu family" in fields and "model" in fields:
-        model += f" (family {fields['cpu family']}, model {fields['model']})"
-    return model
 
 
 def _memory_bytes() -> int | None:

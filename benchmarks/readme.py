@@ -1,68 +1,128 @@
-"""The README's table of results, made from a record of `files`."""
+"""The README's tables of results, made from records.
+
+Records of `files` and `stepwise` give one table of sizes together, of whatever files and programs
+they have, and those of `stepwise`, which are timed with nothing else running, one of speeds.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
+from benchmarks.predictors.tables import excerpt
+from benchmarks.table import NOTHING, markdown
+
+Record: TypeAlias = Mapping[str, Any]
+
+_OWN = "llmzip"
 
 
-def update_readme(readme: Path, record_path: Path) -> None:
-    """The README holds the record's table between its two marks.
+class ReadmeError(Exception):
+    """The README cannot be brought up to date; the message is for the user."""
+
+
+def update_readme(readme: Path, record_paths: Sequence[Path]) -> None:
+    """The README holds the records' tables between the two marks of their benchmark.
 
     Raises:
-        ValueError: the README lacks a mark.
+        ReadmeError: the README lacks a mark, or the records have no table there.
     """
-    record = json.loads(record_path.read_text(encoding="utf-8"))
+    records, excerpts = [], []
+    for path in record_paths:
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            excerpts.append(_EXCERPTS[record["benchmark"]])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ReadmeError(f"{path}: no record of {', '.join(_EXCERPTS)}") from error
+        records.append(record)
+    if len(set(excerpts)) != 1:
+        raise ReadmeError("these records have no table together")
+    mark, text_of = excerpts[0]
+    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     text = readme.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{readme.name} lacks {BEGIN} or {END}")
-    readme.write_text(f"{before}{BEGIN}\n{results_text(record)}\n{END}{after}", encoding="utf-8")
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise ReadmeError(f"{readme.name} lacks {begin} or {end}")
+    readme.write_text(f"{before}{begin}\n{text_of(records)}\n{end}{after}", encoding="utf-8")
 
 
-def results_text(record: Mapping[str, Any]) -> str:
-    """The record as Markdown: conditions, then bits a byte of every file and program."""
-    results: Sequence[Mapping[str, Any]] = record["results"]
-    programs = list(dict.fromkeys(result["program"] for result in results))
-    sizes = {entry["file"]: entry["bytes"] for entry in record["inputs"]}
-    lines = [_conditions(record), "", _row(["file", "bytes", *programs, "in kB/s", "out kB/s"])]
-    lines.append(_row(["---"] + ["---:"] * (len(programs) + 3)))
-    for name, size in sizes.items():
-        by_program = {r["program"]: r for r in results if r["file"] == name}
-        cells = [_bpb(by_program.get(program)) for program in programs]
-        own = by_program.get("llmzip")
-        lines.append(_row([name, f"{size:,}", *cells, *_speeds(own)]))
-    return "\n".join(lines)
+def results_text(records: Sequence[Record]) -> str:
+    """Records as Markdown: conditions and sizes, then speeds if any was measured.
+
+    Of a file that two records have, the later record's results count.
+    """
+    sizes: dict[str, int] = {}
+    found: dict[str, dict[str, Record]] = {}
+    levels: dict[str, str] = {}
+    for record in records:
+        sizes |= {entry["file"]: entry["bytes"] for entry in record["inputs"]}
+        for result in record["results"]:
+            found.setdefault(result["file"], {})[result["program"]] = result
+            if result["program"] == _OWN:
+                level = record["config"]["llmzip"]["level"]
+                levels[result["file"]] = "" if level is None else f" (level {level})"
+    names = dict.fromkeys(program for results in found.values() for program in results)
+    programs = sorted(names, key=lambda program: program != _OWN)  # the rest in their order
+    rows = [["file", "bytes", *programs]]
+    for name in sorted(sizes, key=lambda name: (sizes[name], name)):
+        cells = [_bpb(found.get(name, {}).get(program)) for program in programs]
+        rows.append([f"{name}{levels.get(name, '')}", f"{sizes[name]:,}", *cells])
+    blocks = [_conditions(records), markdown(rows)]
+    speeds = [record for record in records if record["benchmark"] == "stepwise"]
+    if speeds:
+        blocks.append(_speeds(speeds))
+    return "\n\n".join(blocks)
 
 
-def _conditions(record: Mapping[str, Any]) -> str:
-    hardware = record["hardware"]
+def _conditions(records: Sequence[Record]) -> str:
+    hardware = records[-1]["hardware"]
+    dates = sorted({record["date"][:10] for record in records})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    commits = sorted({record["git"]["commit"][:7] for record in records})
     return (
-        "Bits a byte (8 x archive / file), each archive decoded in a fresh process and compared; "
-        f"llmzip's speeds both ways with start-up. {hardware['cpu']}, "
-        f"{hardware['cores']} cores, {record['date'][:10]}. The model, "
-        "165 MB, is not counted."
+        "Bits a byte (8 x archive / file), each archive decoded in a fresh process and compared. "
+        f"{hardware['cpu']}, {hardware['cores']} cores, {when}, commits {', '.join(commits)}. "
+        "The model, 165 MB, is not counted."
     )
 
 
-def _bpb(result: Mapping[str, Any] | None) -> str:
+def _bpb(result: Record | None) -> str:
     if result is None or not result["verified"]:
-        return "-"
+        return NOTHING
     return f"{result['bpb']:.3f}"
 
 
-def _speeds(result: Mapping[str, Any] | None) -> list[str]:
-    if result is None or not result["verified"]:
-        return ["-", "-"]
-    return [
-        f"{result[direction]['bytes_per_s'] / 1000:.2f}" for direction in ("compress", "decompress")
-    ]
+def _speeds(records: Sequence[Record]) -> str:
+    """Both directions, and how they compare with transformers token by token in the same run."""
+    rows = [["file", "direction", "s", "kB/s", "tokens/s", "times transformers", "peak MB"]]
+    for record in records:
+        (result,) = record["results"]
+        for direction in ("compress", "decompress"):
+            usage = result[direction]
+            (speed,) = (s for s in record["speeds"] if s["name"] == f"{_OWN} {direction}")
+            ratios = sorted(speed["ratios"].values())
+            times = f"{ratios[0]:.0f} to {ratios[-1]:.0f}" if ratios else NOTHING
+            rows.append(
+                [
+                    result["file"], direction, f"{usage['wall_s']:.0f}",
+                    f"{usage['bytes_per_s'] / 1000:.2f}", f"{speed['tokens_per_s']:,.0f}", times,
+                    f"{usage['peak_bytes'] / 1e6:,.0f}",
+                ]
+            )  # fmt: skip
+    return (
+        "Speeds with start-up, nothing else running; transformers token by token with its "
+        f"key/value cache, float32, in the same run.\n\n{markdown(rows)}"
+    )
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+_EXCERPTS: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = MappingProxyType(
+    {
+        "files": ("results", results_text),
+        "stepwise": ("results", results_text),
+        "predictors": ("predictors", lambda records: excerpt(records[-1])),
+    }
+)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from benchmarks.records import Failed, FileResult, Usage, rate
 
+NOTHING = "-"  # in the place of a figure that there is not
+
 _HEADINGS = (
     "program", "bytes", "bpb", "comp s", "CPU s", "kB/s", "dec s", "CPU s", "kB/s",
     "comp MiB", "dec MiB",
@@ -51,7 +53,7 @@ def _row(result: FileResult) -> tuple[str, ...]:
     return (
         result.program,
         f"{measured.compressed_bytes:,}",
-        "-" if result.bpb is None else f"{result.bpb:.3f}",
+        NOTHING if result.bpb is None else f"{result.bpb:.3f}",
         *_times(result.file.content_bytes, forwards),
         *_times(result.file.content_bytes, backwards),
         f"{forwards.peak_bytes / 2**20:.0f}",
@@ -61,7 +63,7 @@ def _row(result: FileResult) -> tuple[str, ...]:
 
 def _times(content_bytes: int, usage: Usage) -> tuple[str, str, str]:
     bytes_per_s = rate(content_bytes, usage.wall_s)
-    speed = "-" if bytes_per_s is None else f"{bytes_per_s / 1000:,.1f}"
+    speed = NOTHING if bytes_per_s is None else f"{bytes_per_s / 1000:,.1f}"
     return f"{usage.wall_s:.2f}", f"{usage.cpu_s:.2f}", speed
 
 
@@ -80,6 +82,17 @@ def _totals(groups: Sequence[Sequence[FileResult]]) -> str:
             (results[0].program, f"{total_bytes:,}", f"{8 * total_bytes / content_bytes:.3f}")
         )
     return "\n".join([f"{lines[0]}, {content_bytes:,} bytes", *aligned(rows)])
+
+
+def change(value: float, base: float) -> str:
+    """Return by how much a value is above or below another, in per cent."""
+    return f"{100 * (value / base - 1):+.2f} %"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as a Markdown table: the first holds the headings, all but one to the right."""
+    ruler = ["---"] + ["---:"] * (len(rows[0]) - 1)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ruler, *rows[1:]])
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

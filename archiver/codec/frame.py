@@ -20,26 +20,31 @@ import numpy as np
 
 from archiver.codec import symbols as loop
 from archiver.codec.transform_fields import decode_transforms, encode_transforms
-from archiver.codec.workers import ModelWorkers
+from archiver.codec.workers import ModelWorkers, usable_cores
 from archiver.coding import range_coder
 from archiver.container.layout import (
     LARGEST_STREAM_TOKENS,
     LARGEST_STREAMS,
+    Header,
+    MachineSection,
     MixerSection,
     PredictorSection,
 )
 from archiver.container.varint import MalformedError, decode_varint, encode_varint
-from archiver.errors import LimitExceededError, UnsupportedVersionError
+from archiver.errors import LimitExceededError, UnsupportedVersionError, UsageError
 from archiver.levels import SINK_TOKENS, Chunking
 from archiver.mixing.parameters import MIXER_VERSION, MixerParameters
 from archiver.mixing.state import MixerState, new_state
 from archiver.options import CPU
 from archiver.predict.devices import open_engine
 from archiver.predict.engine import ENGINE_VERSION, EngineBase, SoftPrompt
+from archiver.predict.float_engine import FloatEngine
+from archiver.predict.float_models import FLOAT_ENGINE_VERSION, FloatModel
+from archiver.predict.machine import this_machine, threads_of
 from archiver.text.charsets import UnmappableError
 from archiver.text.detection import charset_spans
 from archiver.text.framing import Symbols, symbols_of
-from archiver.text.tokenizer import TextTokenizer
+from archiver.text.tokenizer import TextTokenizer, TokenizerOwner
 from archiver.text.transforms import NONE, Transforms, transform
 from archiver.text.vocabulary import Vocabulary
 from archiver.types import Int32Array, Int64Array, Progress, UInt8Array, UInt32Array
@@ -47,6 +52,7 @@ from archiver.types import Int32Array, Int64Array, Progress, UInt8Array, UInt32A
 if TYPE_CHECKING:
     from archiver.options import CompressOptions
     from archiver.predict.package import ModelPackage
+    from archiver.predict.predictor import Predictor
 
 CACHE_BYTES_MAX = 64 << 30
 # Flags of the payload.
@@ -167,9 +173,9 @@ class FrameCodec:
 
     def __init__(
         self,
-        engine: EngineBase,
+        engine: Predictor,
         *,
-        package: ModelPackage,
+        package: TokenizerOwner,
         mixer: MixerParameters,
         threads: int | None,
         chunking: Chunking,
@@ -190,6 +196,7 @@ class FrameCodec:
         Raises:
             UsageError: window and soft prompt are too long together.
         """
+        assert isinstance(self._engine, EngineBase)
         codec = FrameCodec(
             self._engine if prompt is None else self._engine.steered(prompt),
             package=self._package,
@@ -390,34 +397,57 @@ def settings_for(
         local_window_tokens=options.local_window,
         sink_tokens=SINK_TOKENS,
     )
+    return predictor, _mixer_for(options)
+
+
+def header_for(package: ModelPackage | FloatModel, options: CompressOptions) -> Header:
+    """The header of an archive made with these options, without steering vectors."""
+    if not isinstance(package, FloatModel):
+        predictor, mixer = settings_for(package, options)
+        return Header(predictor=predictor, mixer=mixer)
+    predictor = PredictorSection(
+        engine_version=FLOAT_ENGINE_VERSION,
+        package_fingerprint=package.fingerprint_bytes,
+        window_tokens=options.window,
+        local_window_tokens=options.window,
+        sink_tokens=0,
+    )
+    machine = this_machine(options.threads or usable_cores())
+    return Header(predictor=predictor, mixer=_mixer_for(options), machine=machine)
+
+
+def _mixer_for(options: CompressOptions) -> MixerSection:
     parameters = MixerParameters(tokens_mixed=options.mixing)
-    return predictor, MixerSection(version=MIXER_VERSION, parameters=parameters.encode())
+    return MixerSection(version=MIXER_VERSION, parameters=parameters.encode())
 
 
 def open_codec(
     predictor: PredictorSection,
     mixer: MixerSection,
     *,
-    package: ModelPackage,
+    package: ModelPackage | FloatModel,
     threads: int | None,
     chunking: Chunking,
     device: str = CPU,
+    machine: MachineSection | None = None,
 ) -> FrameCodec:
     """A codec for frames of an archive with these header sections.
 
     Args:
+        package: a `FloatModel` where there is a machine section, whose number of threads counts.
         device: where the model runs, one of `options.DEVICES`; one thread feeds another than the
             processor.
 
     Raises:
         UnsupportedVersionError: another version of the engine or the mixer is needed.
-        UsageError: the window is out of range, or there is no such device here.
+        UsageError: the window is out of range, or the device is not here or not for this model.
         InvalidModelError: a malformed package. ExactnessError: the device computes other integers.
+        MissingLibraryError: the float engine's library is not installed.
     """
-    if predictor.engine_version != ENGINE_VERSION:
+    known = ENGINE_VERSION if machine is None else FLOAT_ENGINE_VERSION
+    if predictor.engine_version != known:
         raise UnsupportedVersionError(
-            f"the archive needs engine version {predictor.engine_version}; this llmzip has "
-            f"{ENGINE_VERSION}"
+            f"the archive needs engine version {predictor.engine_version}; this llmzip has {known}"
         )
     if mixer.version != MIXER_VERSION:
         raise UnsupportedVersionError(
@@ -427,12 +457,20 @@ def open_codec(
         parameters = MixerParameters.decode(mixer.parameters)
     except ValueError as error:
         raise UnsupportedVersionError(f"the archive cannot be decoded: {error}") from error
-    engine = open_engine(
-        package,
-        device,
-        window=predictor.window_tokens,
-        local_window=predictor.local_window_tokens,
-        sinks=predictor.sink_tokens,
-    )
+    engine: Predictor
+    if isinstance(package, FloatModel):
+        assert machine is not None
+        if device != CPU:
+            raise UsageError("the float engine runs on the device cpu only")
+        window = predictor.window_tokens
+        engine = FloatEngine(package, window=window, threads=threads_of(machine))
+    else:
+        engine = open_engine(
+            package,
+            device,
+            window=predictor.window_tokens,
+            local_window=predictor.local_window_tokens,
+            sinks=predictor.sink_tokens,
+        )
     threads = threads if device == CPU else 1
     return FrameCodec(engine, package=package, mixer=parameters, threads=threads, chunking=chunking)

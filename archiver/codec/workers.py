@@ -3,23 +3,28 @@
 Every worker runs the model for streams of its own, single-threaded from the first layer to the
 last, so no two pools of threads ever wait for each other and a busy core slows down its own share
 only. Kernels and matrix products release the interpreter's lock.
+
+A serial predictor has one thread, and steps of one token of one stream in both directions.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from archiver.predict.engine import EngineBase
 from archiver.predict.kernels import head
 from archiver.predict.kernels.memory import aligned_empty
-from archiver.types import Float32Array, Int8Array, Int32Array, Int64Array, Progress, UInt32Array
+from archiver.predict.predictor import Predictor
+from archiver.types import Float32Array, Int32Array, Int64Array, Progress, UInt32Array
 
 # A step of few streams takes the time in which memory brings the weights, so two threads that
 # each read them are no faster than one (measured: 3 streams, 22 ms a step against 17).
@@ -32,9 +37,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def head_room(engine: EngineBase) -> Float32Array:
-    """Where the products of `HEAD_ROWS` rows over the vocabulary come to lie, float32."""
-    return aligned_empty((HEAD_ROWS * engine.vocabulary.size,), np.float32)
+def head_room(engine: Predictor, rows: int) -> Float32Array:
+    """Where the products of so many rows over the vocabulary come to lie, float32."""
+    return aligned_empty((rows * engine.vocabulary.size,), np.float32)
 
 
 @dataclass(slots=True)
@@ -54,7 +59,7 @@ class Stepper:
     """
 
     def __init__(
-        self, engine: EngineBase, pool: ThreadPoolExecutor, groups: int, streams: int, steps: int
+        self, engine: Predictor, pool: ThreadPoolExecutor, groups: int, streams: int, steps: int
     ) -> None:
         self._engine = engine
         self._pool = pool
@@ -70,7 +75,9 @@ class Stepper:
         self._weights = np.empty((streams, size), np.int32)
         self._cumulative = np.empty((streams, tiles + 1), np.int64)
         self._logits = {start: np.empty(size, np.float32) for start in sizes}
-        self._rooms = {start: head_room(engine) for start in sizes}
+        self._rooms = {
+            start: head_room(engine, min(rows, HEAD_ROWS)) for start, rows in sizes.items()
+        }
         self._jobs: dict[int, Future[None]] = {}
         for group in self.groups:
             # No symbol lies before the first, as after an escape.
@@ -116,12 +123,12 @@ class Stepper:
 
 
 class ModelWorkers:
-    """A pool of threads over one engine."""
+    """A pool of threads over one predictor."""
 
-    def __init__(self, engine: EngineBase, threads: int | None) -> None:
+    def __init__(self, engine: Predictor, threads: int | None) -> None:
         """Args: threads, at least 1; None for one a core that the process may use."""
         self._engine = engine
-        self._threads = threads or usable_cores()
+        self._threads = 1 if engine.serial else threads or usable_cores()
         engine.prepare_thread()
         self._pool = ThreadPoolExecutor(
             self._threads, "llmzip-model", initializer=engine.prepare_thread
@@ -131,6 +138,8 @@ class ModelWorkers:
     def stepper(self, streams: int, steps: int) -> Iterator[Stepper]:
         """Streams of at most `steps` symbols, ready for their first step."""
         groups = max(1, min(self._threads, streams // GROUP_STREAMS_MIN))
+        if self._engine.serial:
+            groups = streams
         stepper = Stepper(self._engine, self._pool, groups, streams, steps)
         try:
             yield stepper
@@ -155,13 +164,15 @@ class ModelWorkers:
             firsts: int64 [symbols], index of each symbol's first.
         """
         bounds = list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
+        stop = threading.Event()
         jobs = [
-            self._pool.submit(self._run_stream, ranks[a:b], symbol_bytes[a:b], progress)
+            self._pool.submit(self._run_stream, ranks[a:b], symbol_bytes[a:b], progress, stop)
             for a, b in bounds
         ]
         try:
             results = [job.result() for job in jobs]
         finally:
+            stop.set()  # a long stream is not waited for after an interrupt
             for job in jobs:
                 job.cancel()
         counts = np.concatenate([result.counts for result in results]).astype(np.int64)
@@ -169,19 +180,25 @@ class ModelWorkers:
         return np.concatenate([result.probabilities for result in results]), firsts
 
     def _run_stream(
-        self, ranks: Int32Array, symbol_bytes: Int64Array, progress: Progress | None
+        self,
+        ranks: Int32Array,
+        symbol_bytes: Int64Array,
+        progress: Progress | None,
+        stop: threading.Event,
     ) -> _StreamResult:
-        """One stream from its cold start to its end, block by block."""
+        """One stream from its cold start to its end, block by block, or to when it shall stop."""
         engine = self._engine
         inputs = np.empty_like(ranks)
         inputs[0] = engine.start_token
         inputs[1:] = np.where(ranks[:-1] < 0, engine.start_token, ranks[:-1])
         steps = engine.block_tokens
         session = engine.session(streams=1, tokens=len(ranks), steps=steps)
-        found: list[UInt32Array] = []
+        found = [np.empty(0, np.uint32)]
         counts = np.zeros(len(ranks), np.int32)
-        room = head_room(engine)
+        room = head_room(engine, min(steps, HEAD_ROWS))
         for start in range(0, len(ranks), steps):
+            if stop.is_set():
+                break
             block = slice(start, min(start + steps, len(ranks)))
             codes, scales = session.advance(inputs[None, block])
             for at in range(0, len(codes), HEAD_ROWS):
@@ -198,7 +215,7 @@ class ModelWorkers:
 
     def _path_probabilities(
         self,
-        codes: Int8Array,
+        codes: NDArray[Any],
         scales: Float32Array,
         room: Float32Array,
         ranks: Int32Array,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,8 @@ import click
 from archiver.commands.arguments import reporting_options
 from archiver.commands.console import Reporter
 from archiver.commands.workshop import export, heal, localize, prune, quantize, tune
-from archiver.options import DEFAULT_MODEL
+from archiver.errors import UsageError
+from archiver.options import DEFAULT_MODEL, ENGINES, EXACT, FLOAT
 
 if TYPE_CHECKING:
     from archiver.predict.package import ModelPackage
@@ -71,14 +73,25 @@ def model_show(name: str, as_json: bool) -> None:
 
 @model.command("pull")
 @click.argument("name", default=DEFAULT_MODEL)
+@click.option("--name", "given_name", help="What to call a model of the hub [default: NAME].")
 @reporting_options
-def model_pull(name: str, quiet: bool, verbose: int) -> None:
-    """Fetch the model NAME (by default the default model) and make it ready."""
-    from archiver.predict import registry
+def model_pull(name: str, given_name: str | None, quiet: bool, verbose: int) -> None:
+    """Fetch the model NAME (by default the default model) and make it ready.
+
+    hf:OWNER/NAME, or hf:OWNER/NAME@REVISION, fetches a repository of the Hugging Face Hub:
+    safetensors only, never pickle or code. HF_TOKEN is honoured.
+    """
+    from archiver.predict import hub, registry
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
     with reporter.stages() as stages:
-        package = registry.pull(name, stages)
+        if hub.is_hub_address(name):
+            package = registry.add(name, given_name, stages)
+            name = given_name or package.name
+        elif given_name is not None:
+            raise UsageError(f"{name!r} is not of the hub, and has its name already")
+        else:
+            package = registry.pull(name, stages)
     reporter.say(f"{name}: ready, fingerprint {package.fingerprint[:16]}")
 
 
@@ -86,12 +99,27 @@ def model_pull(name: str, quiet: bool, verbose: int) -> None:
 @click.argument("path", type=click.Path())
 @click.option("--name", help="What to call it [default: from its own name].")
 @click.option("--adapter", type=click.Path(), help="A file made by `model tune` for this model.")
+@click.option(
+    "--engine", type=click.Choice(ENGINES), default=EXACT, show_default=True,
+    help="float: note where the folder PATH is, for archives of `compress --engine float`.",
+)  # fmt: skip
 @reporting_options
-def model_add(path: str, name: str | None, adapter: str | None, quiet: bool, verbose: int) -> None:
-    """Add the model at PATH: a GGUF file, a Hugging Face folder, or what the workshop wrote."""
-    from archiver.predict import registry
+def model_add(
+    path: str, name: str | None, adapter: str | None, engine: str, quiet: bool, verbose: int
+) -> None:
+    """Add the model at PATH: a GGUF file, a Hugging Face folder, or what the workshop wrote.
+
+    PATH may also be hf:OWNER/NAME[@REVISION], as for `model pull`.
+    """
+    from archiver.predict import float_models, registry
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
+    if engine == FLOAT:
+        if name is not None or adapter is not None:
+            raise UsageError("a folder of the float engine has neither name nor adapter")
+        model = float_models.remember(Path(path))
+        reporter.say(f"{path}: noted, hash {model.fingerprint[:16]}")
+        return
     with reporter.stages() as stages:
         package = registry.add(path, name, stages, adapter=adapter)
     reporter.say(f"{name or package.name}: ready, fingerprint {package.fingerprint[:16]}")

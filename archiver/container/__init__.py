@@ -4,6 +4,7 @@ from archiver.container.index import IndexedArchive
 from archiver.container.layout import (
     FrameCoding,
     Header,
+    MachineSection,
     MixerSection,
     PredictorSection,
     SteeringKind,
@@ -24,6 +25,7 @@ __all__ = [
     "Header",
     "IndexEntry",
     "IndexedArchive",
+    "MachineSection",
     "MixerSection",
     "PredictorSection",
     "SteeringKind",

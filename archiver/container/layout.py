@@ -43,6 +43,8 @@ FRAME_CHECKED_BYTES = FRAME_HEADER_BYTES - CHECK.size  # of the header, before t
 
 FINGERPRINT_BYTES = 8
 LARGEST_MIXER_BYTES = 256
+LARGEST_MACHINE_BYTES = 4096
+FIRST_FLOAT_ENGINE = 128
 LARGEST_WINDOW_TOKENS = 12288
 LARGEST_SINK_TOKENS = 4095
 LARGEST_STREAMS = 1024
@@ -60,6 +62,7 @@ class SectionTag(IntEnum):
     PREDICTOR = 1
     MIXER = 2
     STEERING = 3
+    MACHINE = 4
 
 
 class SteeringKind(IntEnum):
@@ -101,8 +104,9 @@ class PredictorSection:
     """Which predictor made the archive, and the settings that change its integers.
 
     Attributes:
-        engine_version: version of the engine's arithmetic, 0 to 255.
-        package_fingerprint: first 8 bytes of the model package's SHA-256.
+        engine_version: version of the engine's arithmetic, 0 to 255; from FIRST_FLOAT_ENGINE on
+            the archive is tied to the machine that its section MACHINE describes.
+        package_fingerprint: first 8 bytes of the model package's SHA-256, or of the model's files.
         window_tokens: tokens that a query sees, 1 to 2^20.
         local_window_tokens: those that one of a local head sees, 1 to window_tokens.
         sink_tokens: attention sinks before the window, 0 to 2^12.
@@ -160,12 +164,27 @@ class SteeringSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MachineSection:
+    """What a float engine's integers depend on beside the model: names and values, in order."""
+
+    facts: tuple[tuple[str, str], ...]
+
+    def __post_init__(self) -> None:
+        size = len(_encode_machine(self))
+        if size > LARGEST_MACHINE_BYTES:
+            raise LimitExceededError(
+                f"{size} bytes about the machine are more than {LARGEST_MACHINE_BYTES}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """What a decoder must know before the first frame; empty for frames that need no model."""
 
     predictor: PredictorSection | None = None
     mixer: MixerSection | None = None
     steering: SteeringSection | None = None
+    machine: MachineSection | None = None
 
 
 def encode_header(header: Header) -> bytes:
@@ -183,6 +202,8 @@ def encode_header(header: Header) -> bytes:
     if header.steering is not None:
         fields = bytes([header.steering.kind]) + header.steering.fields
         body += _section(SectionTag.STEERING, fields)
+    if header.machine is not None:
+        body += _section(SectionTag.MACHINE, _encode_machine(header.machine))
     if len(body) > LARGEST_BODY_BYTES:
         raise LimitExceededError(f"a header of {len(body)} bytes is too long")
     start = HEADER_START.pack(HEADER_MAGIC, FORMAT_VERSION, 0, len(body)) + body
@@ -234,6 +255,7 @@ def _decode_body(body: bytes) -> Header:
     predictor: PredictorSection | None = None
     mixer: MixerSection | None = None
     steering: SteeringSection | None = None
+    machine: MachineSection | None = None
     offset, previous_tag = 0, -1
     while offset < len(body):
         tag = body[offset]
@@ -249,11 +271,18 @@ def _decode_body(body: bytes) -> Header:
             mixer = _decode_mixer(body[start:offset])
         elif tag == SectionTag.STEERING:
             steering = _decode_steering(body[start:offset])
+        elif tag == SectionTag.MACHINE:
+            machine = _decode_machine(body[start:offset])
         elif tag < FIRST_SKIPPABLE_TAG:
             raise UnsupportedVersionError(
                 f"the archive needs a feature that this llmzip lacks (header section {tag})"
             )
-    return Header(predictor=predictor, mixer=mixer, steering=steering)
+    tied = predictor is not None and predictor.engine_version >= FIRST_FLOAT_ENGINE
+    if tied != (machine is not None):
+        raise MalformedError("a float engine and a machine section belong together")
+    if tied and steering is not None:
+        raise MalformedError("a float engine has no steering section")
+    return Header(predictor=predictor, mixer=mixer, steering=steering, machine=machine)
 
 
 def _encode_predictor(section: PredictorSection) -> bytes:
@@ -297,6 +326,31 @@ def _decode_steering(fields: bytes) -> SteeringSection:
             f"the archive needs steering vectors of kind {fields[0]}, which this llmzip lacks"
         ) from None
     return SteeringSection(kind=kind, fields=fields[1:])
+
+
+def _encode_machine(section: MachineSection) -> bytes:
+    encoded = [text.encode() for fact in section.facts for text in fact]
+    return b"".join(encode_varint(len(text)) + text for text in encoded)
+
+
+def _decode_machine(fields: bytes) -> MachineSection:
+    if len(fields) > LARGEST_MACHINE_BYTES:
+        raise LimitExceededError(
+            f"{len(fields)} bytes about the machine are more than {LARGEST_MACHINE_BYTES}"
+        )
+    texts, offset = [], 0
+    while offset < len(fields):
+        length, start = decode_varint(fields, offset)
+        offset = start + length
+        if offset > len(fields):
+            raise MalformedError("the machine section is cut off")
+        try:
+            texts.append(fields[start:offset].decode())
+        except UnicodeDecodeError as error:
+            raise MalformedError("the machine section is not UTF-8") from error
+    if not texts or len(texts) % 2:
+        raise MalformedError("the machine section is not of names and values")
+    return MachineSection(facts=tuple(zip(texts[::2], texts[1::2], strict=True)))
 
 
 # --- frame ----------------------------------------------------------------------------------

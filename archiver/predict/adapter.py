@@ -31,7 +31,7 @@ from archiver.predict.tensor_file import (
     open_tensor_file,
     write_tensor_file,
 )
-from archiver.types import Float32Array, Float64Array, Int32Array
+from archiver.types import Float32Array, Float64Array, Int32Array, LocalHeads
 
 if TYPE_CHECKING:
     from archiver.predict.sources import SourceConfig, SourceModel
@@ -75,12 +75,14 @@ class Adapter:
         gains: delta int32 [width] and step, by name of a norm.
         base_sha256: of the weights that it belongs to (``weights_sha256``).
         history: what was done, one line a step.
+        local_heads: those that the model had while it was tuned, and has after.
     """
 
     low_rank: Mapping[str, LowRank]
     gains: Mapping[str, tuple[Int32Array, float]]
     base_sha256: str
     history: tuple[str, ...]
+    local_heads: LocalHeads | None
 
 
 def weights_sha256(source: SourceModel) -> str:
@@ -129,6 +131,7 @@ def apply_adapter(source: SourceModel, adapter: Adapter) -> SourceModel:
 
     return dataclasses.replace(
         source,
+        config=dataclasses.replace(source.config, local_heads=adapter.local_heads),
         tensors=LazyTensors(shapes, read),
         history=(*source.history, *adapter.history),
     )
@@ -164,9 +167,14 @@ def _factor(weights: Float64Array) -> tuple[Float64Array, float]:
 def write_adapter(path: Path, adapter: Adapter) -> None:
     """Write an adapter; the file depends on nothing but the adapter."""
     write_tensor_file(
-        path, {**_small_arrays(adapter), _CODES: _coded(adapter)},
-        {"base_sha256": adapter.base_sha256, "history": json.dumps(list(adapter.history))},
-    )  # fmt: skip
+        path,
+        {**_small_arrays(adapter), _CODES: _coded(adapter)},
+        {
+            "base_sha256": adapter.base_sha256,
+            "history": json.dumps(list(adapter.history)),
+            "local_heads": json.dumps(adapter.local_heads),
+        },
+    )
 
 
 def _small_arrays(adapter: Adapter) -> dict[str, np.ndarray]:
@@ -201,6 +209,19 @@ def coded_bytes(adapter: Adapter) -> int:
     return len(_coded(adapter))
 
 
+def _local_heads(given: object) -> LocalHeads | None:
+    """What JSON holds; whether it fits a model is known when it is applied.
+
+    Raises:
+        ValueError: it is no table of whole numbers.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, list) or not all(isinstance(row, list) for row in given):
+        raise ValueError("no table")
+    return tuple(tuple(map(int, row)) for row in given)
+
+
 def read_adapter(path: Path) -> Adapter:
     """The adapter in a file.
 
@@ -214,9 +235,10 @@ def read_adapter(path: Path) -> Adapter:
         arrays = {name: np.array(array) for name, array in file.map().items()}
         history = json.loads(file.metadata["history"])
         base_sha256 = file.metadata["base_sha256"]
+        local_heads = _local_heads(json.loads(file.metadata["local_heads"]))
     except OSError as error:
         raise InvalidModelError(f"{path}: cannot be read: {error.strerror}") from error
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise InvalidModelError(f"{path}: not an adapter") from error
     steps: dict[str, Float32Array] = {}
     gain_steps: dict[str, float] = {}
@@ -258,7 +280,11 @@ def read_adapter(path: Path) -> Adapter:
         low_rank[name] = LowRank(a=a, b=b, steps=steps[name])
     gains = {name: (next(vectors), gain_steps[name]) for name in sorted(gain_steps)}
     adapter = Adapter(
-        low_rank=low_rank, gains=gains, base_sha256=base_sha256, history=tuple(history)
+        low_rank=low_rank,
+        gains=gains,
+        base_sha256=base_sha256,
+        history=tuple(history),
+        local_heads=local_heads,
     )
     if any(np.abs(vector).max(initial=0) > CODE_MAX for vector in _vectors(adapter)):
         raise InvalidModelError(f"{path}: a number is out of range")

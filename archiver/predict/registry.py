@@ -20,6 +20,7 @@ from archiver.errors import (
 )
 from archiver.predict import home
 from archiver.predict.fetch import fetch_member
+from archiver.predict.hub import HubAddress, fetch_hub_model, is_hub_address
 from archiver.predict.known import DEFAULT_MODEL, KNOWN_MODELS, KnownModel
 from archiver.predict.names import checked_name, name_from, read_names, write_names
 from archiver.predict.package import (
@@ -159,7 +160,9 @@ def pull(name: str, progress: home.Progress | None = None) -> ModelPackage:
     known = _known(name)
     if known is None:
         choice = ", ".join(model.name for model in KNOWN_MODELS)
-        raise ModelMissingError(f"no model {name!r} to pull (there is: {choice})")
+        raise ModelMissingError(
+            f"no model {name!r} to pull (there is: {choice}; and hf:OWNER/NAME for the hub's)"
+        )
     with home.home_locked(progress):
         fingerprint = known.fingerprint or read_names().get(known.name)
         if fingerprint is not None:
@@ -191,10 +194,11 @@ def add(
     adapter: str | os.PathLike[str] | None = None,
     local_heads: LocalHeads | None = None,
 ) -> ModelPackage:
-    """Return the package made from weights (GGUF file, folder) or from a package folder.
+    """Return the package made from weights (GGUF file, folder, hub) or from a package folder.
 
     Args:
-        path: the file or folder; it is not needed afterwards.
+        path: the file or folder, not needed afterwards; or hf:OWNER/NAME[@REVISION], a string, for
+            a repository of the Hugging Face Hub.
         name: what to call it; None makes a name from the source.
         adapter: a file that changes the weights, made by tuning.
         progress: told of the stages.
@@ -202,14 +206,19 @@ def add(
 
     Raises:
         InvalidModelError: the source is refused.
+        ModelError, MissingLibraryError: it cannot be fetched from the hub.
         UsageError: the name is not possible, or taken by another model.
     """
     progress = progress or home.no_progress
     source = Path(path)
+    changed_by = None if adapter is None else Path(adapter)
     if name is not None:
         _refuse_known(checked_name(name))
     with home.home_locked(progress):
-        if (source / MANIFEST_FILE).is_file():
+        if is_hub_address(path):
+            package = _add_from_hub(str(path), name, changed_by, local_heads, progress)
+            name = name or package.name
+        elif (source / MANIFEST_FILE).is_file():
             if adapter is not None:
                 raise UsageError("an adapter changes weights, which a package no longer holds")
             given = load_package(source, verify=True)
@@ -227,11 +236,29 @@ def add(
             package = _convert(
                 source, name=name, licence=None, note="", required_fingerprint=None,
                 local_heads=local_heads, progress=progress,
-                adapter=None if adapter is None else Path(adapter),
+                adapter=changed_by,
             )  # fmt: skip
             name = name or package.name
         _give_name(name, package)
     return package
+
+
+def _add_from_hub(
+    path: str,
+    name: str | None,
+    adapter: Path | None,
+    local_heads: LocalHeads | None,
+    progress: home.Progress,
+) -> ModelPackage:
+    """Return the stored package of a model of the hub.  Only for holders of the lock."""
+    address = HubAddress.parse(path)
+    with home.scratch_folder() as scratch:
+        found = fetch_hub_model(address, scratch, progress)
+        return _finish(
+            found.source, f"converted from {address} (commit {found.commit})",
+            name=name, licence=None, required_fingerprint=None, local_heads=local_heads,
+            progress=progress, adapter=adapter,
+        )  # fmt: skip
 
 
 def add_source(
@@ -344,8 +371,29 @@ def _convert(
     """Return the stored package of a published model, changed by an adapter where there is one."""
     from archiver.predict.sources import read_source
 
-    model = read_source(source)
-    step = f"converted from {source.name}" + (f" ({note})" if note else "")
+    return _finish(
+        read_source(source), f"converted from {source.name}" + (f" ({note})" if note else ""),
+        name=name, licence=licence, required_fingerprint=required_fingerprint,
+        local_heads=local_heads, progress=progress, adapter=adapter,
+    )  # fmt: skip
+
+
+def _finish(
+    model: SourceModel,
+    step: str,
+    *,
+    name: str | None,
+    licence: str | None,
+    required_fingerprint: str | None,
+    local_heads: LocalHeads | None,
+    progress: home.Progress,
+    adapter: Path | None,
+) -> ModelPackage:
+    """Return the stored package of weights, changed by an adapter where there is one.
+
+    Args:
+        step: what the package's history says of this.
+    """
     if adapter is not None:
         model = _adapted(model, adapter)
     return _store(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ from archiver.predict.tensor_file import open_tensor_file
 from archiver.text.byte_level import plain_tokenizer_json, special_ids_of, token_bytes_of
 
 MAX_JSON_BYTES = 64 << 20
-_INDEX = "model.safetensors.index.json"
+CONFIG_FILE, TOKENIZER_FILE = "config.json", "tokenizer.json"
+INDEX_FILE = "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def read_hf_folder(folder: Path) -> SourceModel:
@@ -31,10 +34,10 @@ def read_hf_folder(folder: Path) -> SourceModel:
         InvalidModelError: a file is missing or malformed, the weights exist only as pickles, or
             it is something other than a model of a known family with a byte-level BPE tokenizer.
     """
-    settings = _read_json(folder / "config.json")
+    settings = read_json(folder / CONFIG_FILE)
     config = read_config(settings)
     names = NAMES[config.architecture]
-    files = [open_tensor_file(path) for path in _weight_files(folder)]
+    files = [open_tensor_file(folder / name) for name in weight_files(folder)]
     views: dict[str, tuple[str, NDArray[np.generic], tuple[int, ...]]] = {}
     for file in files:
         for source, whole in file.map().items():
@@ -56,16 +59,11 @@ def read_hf_folder(folder: Path) -> SourceModel:
             return np.float32(1) + weights
         return weights
 
-    tokenizer_json = plain_tokenizer_json(_read_text(folder / "tokenizer.json"))
-    start_token_id = start_token_of(
-        special_ids_of(tokenizer_json),
-        _token_id(settings.get("bos_token_id")),
-        _token_id(settings.get("eos_token_id")),
-    )
+    tokenizer_json, token_bytes, start_token_id = read_tokenizer(folder, settings, config.vocab)
     return SourceModel(
         config=config,
         tensors=LazyTensors(shapes, read),
-        token_bytes=token_bytes_of(tokenizer_json, config.vocab),
+        token_bytes=token_bytes,
         tokenizer_json=tokenizer_json,
         name=folder.resolve().name,
         licence=_licence_of(folder),
@@ -84,27 +82,88 @@ def _as_float32(name: str, dtype: str, view: NDArray[np.generic]) -> NDArray[np.
     raise InvalidModelError(f"tensor {name} is of type {dtype}, not of floating-point numbers")
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the folder's safetensors files that make up the model."""
-    if (folder / _INDEX).is_file():
-        table = _read_json(folder / _INDEX).get("weight_map")
+def check_hf_settings(folder: Path) -> None:
+    """Return when a folder's config.json and tokenizer.json are of a model that can be read.
+
+    The weights need not be there yet.
+
+    Raises:
+        InvalidModelError: they are not; as `read_hf_folder` would raise.
+    """
+    settings = read_json(folder / CONFIG_FILE)
+    read_tokenizer(folder, settings, read_config(settings).vocab)
+
+
+def read_tokenizer(
+    folder: Path, settings: Mapping[str, object], vocab: int
+) -> tuple[str, list[bytes | None], int]:
+    """Return a folder's tokenizer as JSON, the bytes of each of its ids, and the start token.
+
+    Args:
+        settings: config.json; vocab: how many ids the model has.
+
+    Raises:
+        InvalidModelError: it is missing, malformed, or not byte-level BPE.
+    """
+    tokenizer_json = read_plain_tokenizer(folder)
+    start_token_id = start_token_of(
+        special_ids_of(tokenizer_json),
+        _token_id(settings.get("bos_token_id")),
+        _token_id(settings.get("eos_token_id")),
+    )
+    return tokenizer_json, token_bytes_of(tokenizer_json, vocab), start_token_id
+
+
+def read_plain_tokenizer(folder: Path) -> str:
+    """Return a folder's tokenizer as JSON, reduced to what turns text into ids.
+
+    Raises:
+        InvalidModelError: it is missing, malformed, or not byte-level BPE.
+    """
+    return plain_tokenizer_json(_read_text(folder / TOKENIZER_FILE))
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Return the names of a folder's safetensors files that make up the model.
+
+    Raises:
+        InvalidModelError: there are none, or they cannot be told.
+    """
+    present = [path.name for path in folder.iterdir() if path.is_file()]
+    return choose_weights(present, lambda: read_json(folder / INDEX_FILE))
+
+
+def choose_weights(
+    present: Collection[str], read_index: Callable[[], Mapping[str, object]]
+) -> list[str]:
+    """Return which of these files make up a model: those of the index, or the only ones.
+
+    Args:
+        present: names of files, without folders.
+        read_index: gives the index, if its file is among them.
+
+    Raises:
+        InvalidModelError: none do, or only pickles, or a file of the index is missing.
+    """
+    if INDEX_FILE in present:
+        table = read_index().get("weight_map")
         if not isinstance(table, dict):
-            raise InvalidModelError(f"{_INDEX} has no weight_map")
+            raise InvalidModelError(f"{INDEX_FILE} has no weight_map")
         names = sorted({str(name) for name in table.values()})
         for name in names:
             if name != Path(name).name or not name.endswith(".safetensors"):
-                raise InvalidModelError(f"{_INDEX} names the file {name!r}")
-            if not (folder / name).is_file():
+                raise InvalidModelError(f"{INDEX_FILE} names the file {name!r}")
+            if name not in present:
                 raise InvalidModelError(f"{name} is missing")
-        return [folder / name for name in names]
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    found = sorted(folder.glob("*.safetensors"))
+        return names
+    if "model.safetensors" in present:
+        return ["model.safetensors"]
+    found = sorted(name for name in present if name.endswith(".safetensors"))
     if len(found) == 1:
         return found
     if found:
-        raise InvalidModelError(f"several safetensors files and no {_INDEX}")
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+        raise InvalidModelError(f"several safetensors files and no {INDEX_FILE}")
+    if any(name.endswith(_PICKLES) for name in present):
         raise InvalidModelError(
             "the weights are pickles, which can run code when they are read; "
             "save them as safetensors"
@@ -148,7 +207,12 @@ def _read_text(path: Path) -> str:
         raise InvalidModelError(f"{path.name} is not UTF-8") from error
 
 
-def _read_json(path: Path) -> dict[str, object]:
+def read_json(path: Path) -> dict[str, object]:
+    """Return the object in a JSON file.
+
+    Raises:
+        InvalidModelError: the file is missing, too large or malformed.
+    """
     try:
         data = json.loads(_read_text(path))
     except (ValueError, RecursionError) as error:

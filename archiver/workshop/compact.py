@@ -59,6 +59,7 @@ def compact_adapter(
             gains=gains,
             base_sha256=base_sha256,
             history=history,
+            local_heads=source.config.local_heads,
         )
 
     # Bytes fall as the step grows: bisection of its logarithm, from the finest one that has room.

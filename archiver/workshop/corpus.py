@@ -226,7 +226,17 @@ class Corpus:
         return np.stack(rows).astype(np.int64)
 
     def windows(self, count: int, steps: int) -> dict[str, Int64Array]:
-        """Held-out windows of each source, evenly spaced, int64 [at most count, steps]."""
+        """Held-out windows of each source, evenly spaced, int64 [at most count, steps].
+
+        Windows are as short as the longest held-out text where no source has a whole one.
+
+        Raises:
+            InputError: nothing is held out.
+        """
+        longest = max(map(len, self.held_out.values()))
+        if not longest:
+            raise InputError("the text is too short to hold a part back for measuring")
+        steps = min(steps, longest)
         found = {}
         for name, ids in self.held_out.items():
             usable = min(count, len(ids) // steps)

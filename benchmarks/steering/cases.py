@@ -7,16 +7,14 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from archiver.options import STEERING_SUFFIX
-from benchmarks.records import LlmzipSettings, input_record
+from benchmarks.experiment_file import Texts
+from benchmarks.records import InputFile, LlmzipSettings, input_record
+from benchmarks.resumable import Row
 from benchmarks.runner import JobError, code_file, run_job
-from benchmarks.steering.experiment import Texts
-from benchmarks.steering.plans import Case, Training
+from benchmarks.steering.plans import Case, Span, Training
 from benchmarks.steering.programs import PROGRAMS
-
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +39,7 @@ class Bench:
     def run(self, case: Case, progress: Callable[[str], None]) -> Row:
         """Return what came of a case: its record, in types that JSON has."""
         where = f"{case.span.name}, {case.role}"
-        file = self.texts.file(case.span, self.folder)
+        file = self._file(case.span)
         row: Row = {"case": case.as_dict(), "input": input_record(file)}
         settings = self._settings(case)
         try:
@@ -57,6 +55,11 @@ class Bench:
         finally:
             file.path.unlink()
         return row | result.as_dict()
+
+    def _file(self, span: Span) -> InputFile:
+        """A file that holds a part of a text."""
+        content = self.texts.content(span.text)[span.begin : span.end]
+        return self.texts.file(content, span.name, self.folder)
 
     def _settings(self, case: Case) -> LlmzipSettings:
         """The experiment's settings, then the case's, then those of this run."""
@@ -78,7 +81,7 @@ class Bench:
         """
         fields = dataclasses.asdict(training)
         storing = {name: fields.pop(name) for name in ("prior", "bins")}
-        source = self.texts.file(training.span, self.folder)
+        source = self._file(training.span)
         trained = json.dumps([self.fingerprint, source.sha256, fields], sort_keys=True)
         digest = hashlib.sha256(trained.encode()).hexdigest()[:16]
         self.kept.mkdir(parents=True, exist_ok=True)
@@ -99,8 +102,3 @@ class Bench:
             "usage": dataclasses.asdict(report.usage),
         }  # fmt: skip
         return target, made
-
-
-def key_of(case: dict[str, Any]) -> str:
-    """Return what tells a case from others, of its record."""
-    return json.dumps(case, sort_keys=True)

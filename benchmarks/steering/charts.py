@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.steering.cases import Row
+from benchmarks.chart import new_axes, save
+from benchmarks.resumable import Row
 from benchmarks.steering.tables import by_text, change, gains, pairs, roles
 
 _GROUP_WIDTH = 0.84
@@ -16,16 +16,15 @@ Bars = dict[str, dict[str, float]]
 """Heights by series and by group."""
 
 
-def draw(record: Mapping[str, Any], path: Path) -> bool:
-    """Write a PNG of what was measured; nothing, and False, where there is nothing to show.
+def draw(record: Mapping[str, Any], path: Path) -> list[Path]:
+    """Write a PNG of what was measured, where there is something to show; return what was written.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
     rows = [row for row in record["rows"] if row["verified"]]
     kind = record["experiment"]["kind"]
-    figure = import_module("matplotlib.figure").Figure(figsize=(8, 4.5), dpi=120)
-    axes = figure.add_subplot()
+    axes = new_axes(8, 4.5)
     if kind == "growth":
         shown = _draw_lines(axes, rows)
     elif kind == "priors":
@@ -34,13 +33,10 @@ def draw(record: Mapping[str, Any], path: Path) -> bool:
         label, bars = _bars(kind, rows)
         shown = _draw_bars(axes, bars, label)
     if not shown:
-        return False
+        return []
     axes.set_title(record["title"], fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return True
+    save(axes, path)
+    return [path]
 
 
 def _bars(kind: str, rows: Sequence[Row]) -> tuple[str, Bars]:

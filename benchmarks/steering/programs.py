@@ -17,6 +17,7 @@ import numpy as np
 
 from archiver.options import STEERING_SUFFIX
 from benchmarks.competitors import Competitor, Llmzip, describe_archive, options_of
+from benchmarks.environment import coder_versions
 from benchmarks.records import LlmzipSettings
 
 if TYPE_CHECKING:
@@ -139,16 +140,9 @@ def train(
 
 def model_identity(model: str) -> dict[str, Any]:
     """Return what decides an archive's integers besides the settings."""
-    from archiver.mixing.parameters import MIXER_VERSION
     from archiver.predict import registry
-    from archiver.predict.engine import ENGINE_VERSION
 
-    package = registry.resolve(model)
-    return {
-        "package_fingerprint": package.fingerprint,
-        "engine_version": ENGINE_VERSION,
-        "mixer_version": MIXER_VERSION,
-    }
+    return {"package_fingerprint": registry.resolve(model).fingerprint, **coder_versions()}
 
 
 def _facts_of_archive(path: Path) -> dict[str, Any]:

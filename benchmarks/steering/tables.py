@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks.steering.cases import Row
-from benchmarks.table import aligned
-
-NOTHING = "-"
+from benchmarks.resumable import Row
+from benchmarks.table import NOTHING, aligned
 
 Cells = tuple[str, ...]
 

@@ -11,6 +11,7 @@ import pytest
 
 import archiver
 from archiver import frames
+from archiver.container import Header
 from archiver.options import CompressOptions
 from tests.support import toy_codec
 
@@ -24,15 +25,14 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"predictor": predictor, "mixer": mixer} | settings)
         return toy_codec.ToyCodec()
 
-    def settings_for(package: Any, options: CompressOptions) -> tuple[Any, Any]:
-        header = toy_codec.header_for(options)
-        return header.predictor, header.mixer
+    def header_for(package: Any, options: CompressOptions) -> Header:
+        return toy_codec.header_for(options)
 
     def resolve(name: Any, progress: Any = None) -> SimpleNamespace:
         assert name in ("a", "b", toy_codec.FINGERPRINT)
         return SimpleNamespace(fingerprint=f"{name}", fingerprint_bytes=b"")
 
-    codec = SimpleNamespace(open_codec=open_codec, settings_for=settings_for)
+    codec = SimpleNamespace(open_codec=open_codec, header_for=header_for)
     registry = SimpleNamespace(resolve=resolve, resolve_fingerprint=resolve)
     import archiver.predict
 

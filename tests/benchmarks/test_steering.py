@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import hashlib
 import json
 import math
-import time
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +18,13 @@ from archiver.predict.package import ModelPackage
 from archiver.steering import quantizers
 from archiver.steering.bodies import base_vectors, encode_body
 from archiver.steering.priors import Base
-from benchmarks import compare, runner
 from benchmarks.__main__ import main
 from benchmarks.environment import REPOSITORY
-from benchmarks.records import LlmzipSettings, Usage
-from benchmarks.runner import JobError, JobReport
-from benchmarks.steering import cases, programs
+from benchmarks.experiment_file import ExperimentError
+from benchmarks.records import LlmzipSettings
+from benchmarks.steering import programs
 from benchmarks.steering.charts import draw
-from benchmarks.steering.experiment import ExperimentError, read_experiment
+from benchmarks.steering.experiment import read_experiment
 from benchmarks.steering.plans import PLANS
 from benchmarks.steering.programs import LlmzipPieces, SteeredLlmzip, vector_facts
 from benchmarks.steering.tables import gains, pays_from, tables
@@ -57,26 +53,6 @@ def run(path: Path, *more: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs without processes of their own, which take seconds to start."""
-
-    def run_here(target: str, arguments: dict[str, Any], folder: Path) -> JobReport:
-        module, _, name = target.partition(":")
-        began_s = time.perf_counter()
-        try:
-            with contextlib.chdir(folder):
-                value = getattr(import_module(module), name)(**json.loads(json.dumps(arguments)))
-        except Exception as error:
-            raise JobError(f"{type(error).__name__}: {error}") from error
-        wall_s = time.perf_counter() - began_s
-        usage = Usage(wall_s=wall_s, cpu_s=wall_s, process_wall_s=wall_s, peak_bytes=1)
-        return JobReport(value=json.loads(json.dumps(value)), usage=usage)
-
-    for module in (runner, cases, compare):
-        monkeypatch.setattr(module, "run_job", run_here)
-
-
 def record_of(path: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads(
         (path.parent / "out" / "steering-tried.json").read_text(encoding="utf-8")
@@ -93,7 +69,7 @@ def record_of(path: Path) -> dict[str, Any]:
 )  # fmt: skip
 def test_experiments_of_the_repository(path: Path) -> None:
     found = read_experiment(path)
-    cases = found.plan.cases(found.texts[0].name, 2_000_000)
+    cases = found.plan.cases(found.common.texts[0].name, 2_000_000)
     assert len({json.dumps(case.as_dict(), sort_keys=True) for case in cases}) == len(cases) > 1
     assert json.loads(json.dumps(found.as_dict()))["kind"] in PLANS
 
@@ -107,8 +83,8 @@ def test_an_experiment(tmp_path: Path) -> None:
     path = experiment(tmp_path, "priors", 'vectors = 2\nsteps = 3\nseed = 4\nlearned = true\n'
                       'priors = ["gaussian", "scales"]\nbins = [7, 15]\n')  # fmt: skip
     found = read_experiment(path)
-    assert (found.name, found.title) == ("tried", "A title")
-    assert found.llmzip == LlmzipSettings(window_tokens=64)
+    assert (found.common.name, found.common.title) == ("tried", "A title")
+    assert found.common.llmzip == LlmzipSettings(window_tokens=64)
     cases = found.plan.cases("t", 100)
     assert [case.role for case in cases] == [
         "none", "gaussian, 7 bins", "gaussian, 15 bins", "scales, 7 bins", "scales, 15 bins",

@@ -18,12 +18,15 @@ from archiver.container import ArchiveReader, ArchiveWriter, layout, trailer
 from archiver.container.layout import (
     FrameCoding,
     Header,
+    MachineSection,
     MixerSection,
     PredictorSection,
     SectionTag,
     SteeringKind,
     SteeringSection,
 )
+from archiver.predict.float_models import FLOAT_ENGINE_VERSION
+from archiver.predict.machine import this_machine
 from archiver.steering import files
 from archiver.steering.priors import PriorKind, ScalesPrior
 from archiver.text import transforms
@@ -106,12 +109,21 @@ def test_section_tags_and_fields_agree() -> None:
         ("PREDICTOR", PredictorSection),
         ("MIXER", MixerSection),
         ("STEERING", SteeringSection),
+        ("MACHINE", MachineSection),
     ):
         rows = tables(f"Section {title}")[0]
         assert [row["field"] for row in rows] == [f.name for f in dataclasses.fields(record)]
     rows = tables("Section PREDICTOR")[0]
     assert int(rows[1]["bytes"]) == layout.FINGERPRINT_BYTES
     assert int(rows[2]["offset"]) == 1 + layout.FINGERPRINT_BYTES
+
+
+def test_the_float_engine_s_version_and_facts_agree() -> None:
+    text = " ".join(section("Float engine").split())
+    assert f"This is engine version {FLOAT_ENGINE_VERSION}." in text
+    places = [text.index(name) for name, _ in this_machine(1).facts if name != "build of torch"]
+    assert places == sorted(places)
+    assert '"build of torch"' in text
 
 
 def test_frame_fields_and_codings_agree() -> None:

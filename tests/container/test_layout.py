@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import struct
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archiver.container import layout, trailer
-from archiver.container.layout import Header, MixerSection, PredictorSection
+from archiver.container.layout import Header, MachineSection, MixerSection, PredictorSection
 from archiver.container.varint import MalformedError, VarintError, decode_varint, encode_varint
 from archiver.errors import (
     ArchiverError,
@@ -25,7 +26,7 @@ windows = st.integers(1, layout.LARGEST_WINDOW_TOKENS)
 predictors = st.tuples(windows, windows).flatmap(
     lambda pair: st.builds(
         PredictorSection,
-        engine_version=st.integers(0, 255),
+        engine_version=st.integers(0, layout.FIRST_FLOAT_ENGINE - 1),
         package_fingerprint=st.binary(min_size=8, max_size=8),
         window_tokens=st.just(max(pair)),
         local_window_tokens=st.just(min(pair)),
@@ -33,12 +34,33 @@ predictors = st.tuples(windows, windows).flatmap(
     )
 )
 mixers = st.builds(MixerSection, version=st.integers(0, 255), parameters=st.binary(max_size=256))
-headers = st.builds(Header, predictor=st.none() | predictors, mixer=st.none() | mixers)
+machines = st.builds(
+    MachineSection,
+    facts=st.lists(
+        st.tuples(st.text(max_size=20), st.text(max_size=20)), min_size=1, max_size=8
+    ).map(tuple),
+)
+tied_headers = st.builds(
+    Header,
+    predictor=st.builds(
+        dataclasses.replace, predictors, engine_version=st.integers(layout.FIRST_FLOAT_ENGINE, 255)
+    ),
+    mixer=mixers,
+    machine=machines,
+)
+headers = tied_headers | st.builds(
+    Header, predictor=st.none() | predictors, mixer=st.none() | mixers
+)
 lengths = st.integers(1, layout.LARGEST_CONTENT_BYTES).flatmap(
     lambda content: st.tuples(
         st.integers(0, content + layout.LARGEST_EXPANSION_BYTES), st.just(content)
     )
 )
+
+
+EXACT = b"\x01\x0c" + b"\x02" + bytes(8) + b"\x01\x01\x00"
+TIED = b"\x01\x0c" + b"\x80" + bytes(8) + b"\x01\x01\x00"
+MACHINE = b"\x04\x04\x01a\x01b"
 
 
 def header_with(body: bytes, *, version: int = 1, flags: int = 0) -> bytes:
@@ -99,7 +121,20 @@ def test_any_body_is_read_or_refused_by_name(body: bytes, version: int, flags: i
         (header_with(b"", version=2), UnsupportedVersionError, "format version 2"),
         (header_with(b"", version=0), UnsupportedVersionError, "format version 0"),
         (header_with(b"", flags=1), UnsupportedVersionError, "flags 0x01"),
-        (header_with(b"\x04\x00"), UnsupportedVersionError, "section 4"),
+        (header_with(b"\x05\x00"), UnsupportedVersionError, "section 5"),
+        (header_with(b"\x04\x00"), HeaderDamagedError, "not of names and values"),
+        (header_with(b"\x04\x02\x01a"), HeaderDamagedError, "not of names and values"),
+        (header_with(b"\x04\x03\x03ab"), HeaderDamagedError, "machine section is cut off"),
+        (header_with(b"\x04\x02\x01\xff"), HeaderDamagedError, "not UTF-8"),
+        (header_with(b"\x04\x81\x20" + bytes(4097)), LimitExceededError, "4097 bytes about"),
+        (header_with(b"\x04\x03\x01a\x00"), HeaderDamagedError, "belong together"),
+        (header_with(EXACT + MACHINE), HeaderDamagedError, "belong together"),
+        (header_with(TIED), HeaderDamagedError, "belong together"),
+        (
+            header_with(TIED + b"\x03\x01\x01" + MACHINE),
+            HeaderDamagedError,
+            "float engine has no steering",
+        ),
         (header_with(b"\x03\x00"), HeaderDamagedError, "steering section is empty"),
         (header_with(b"\x03\x01\x00"), UnsupportedVersionError, "vectors of kind 0"),
         (header_with(b"\x03\x01\x06"), UnsupportedVersionError, "vectors of kind 6"),
@@ -133,6 +168,17 @@ def test_a_header_holds_no_more_than_its_length_can_say() -> None:
     assert layout.decode_header(layout.encode_header(most)) == most
     with pytest.raises(LimitExceededError, match="header of 65536 bytes"):
         layout.encode_header(header(0xFFFF - 4))
+
+
+def test_a_machine_has_no_more_facts_than_fit() -> None:
+    most = MachineSection(facts=(("a", "b" * 4092),))
+    header = Header(predictor=layout.decode_header(header_with(EXACT)).predictor)
+    assert header.predictor is not None
+    tied = dataclasses.replace(header.predictor, engine_version=layout.FIRST_FLOAT_ENGINE)
+    header = Header(predictor=tied, machine=most)
+    assert layout.decode_header(layout.encode_header(header)) == header
+    with pytest.raises(LimitExceededError, match="4097 bytes about the machine"):
+        MachineSection(facts=(("a", "b" * 4093),))
 
 
 def test_sections_that_may_be_skipped_are_skipped() -> None:

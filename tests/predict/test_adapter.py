@@ -45,6 +45,7 @@ def adapter_for(source, **changes) -> Adapter:
         gains={"layers.1.norm2": (np.arange(-24, 24, dtype=np.int32), 0.001)},
         base_sha256=weights_sha256(source),
         history=("tuned: for a test",),
+        local_heads=None,
     )
     return dataclasses.replace(adapter, **changes)
 
@@ -103,6 +104,15 @@ def test_a_file_gives_the_same_adapter_and_the_same_bytes(source, tmp_path):
     )
 
 
+def test_local_heads_are_those_of_the_tuned_model(source, tmp_path):
+    marks = ((1,) * source.config.kv_heads,) * source.config.layers
+    write_adapter(tmp_path / "one", adapter_for(source, local_heads=marks))
+    assert apply_adapter(source, read_adapter(tmp_path / "one")).config.local_heads == marks
+    assert apply_adapter(source, adapter_for(source)).config.local_heads is None
+    with pytest.raises(InvalidModelError, match="not the shape"):
+        apply_adapter(source, adapter_for(source, local_heads=((1,),)))
+
+
 def test_other_weights_are_refused(source, tmp_path):
     other = read_source(make_tiny_hf_folder(tmp_path / "other", seed=6))
     with pytest.raises(ModelMismatchError, match="made for other weights"):
@@ -142,6 +152,17 @@ def test_damaged_files_are_refused(source, tmp_path, change, message):
     change(arrays)
     write_tensor_file(path, arrays, file.metadata)
     with pytest.raises(InvalidModelError, match=message):
+        read_adapter(path)
+
+
+@pytest.mark.parametrize("table", ["[[1], 0]", "[[null]]", "7", "no JSON"])
+def test_local_heads_that_are_no_table_are_refused(source, tmp_path, table):
+    path = tmp_path / "adapter"
+    write_adapter(path, adapter_for(source))
+    file = open_tensor_file(path)
+    arrays = {name: np.array(array) for name, array in file.map().items()}
+    write_tensor_file(path, arrays, {**file.metadata, "local_heads": table})
+    with pytest.raises(InvalidModelError, match="not an adapter"):
         read_adapter(path)
 
 

@@ -388,6 +388,11 @@ def test_unknown_devices_are_refused() -> None:
             call()
 
 
+def test_the_float_engine_has_no_other_device() -> None:
+    with pytest.raises(UsageError, match="the float engine runs on the device cpu only"):
+        CompressOptions(engine="float", device="cuda")
+
+
 @each_device
 def test_archives_do_not_tell_the_device(
     tiny: ModelPackage, device: str, monkeypatch: pytest.MonkeyPatch

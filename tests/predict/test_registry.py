@@ -341,7 +341,7 @@ def test_a_known_model_may_come_with_an_adapter(
     )  # fmt: skip
     adapter = Adapter(
         low_rank={"layers.0.o": change}, gains={}, base_sha256=weights_sha256(source),
-        history=("tuned: for a test",),
+        history=("tuned: for a test",), local_heads=default.local_heads,
     )  # fmt: skip
     write_adapter(tmp_path / "tuned.safetensors", adapter)
     monkeypatch.setattr(known, "ADAPTERS_FOLDER", tmp_path)

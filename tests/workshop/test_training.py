@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 
@@ -10,7 +11,7 @@ import pytest
 
 from archiver.errors import InputError, UsageError
 from archiver.predict.adapter import apply_adapter, read_adapter, write_adapter
-from archiver.workshop.corpus import parse_roots, read_mixture, single_file_mixture
+from archiver.workshop.corpus import Corpus, parse_roots, read_mixture, single_file_mixture
 from archiver.workshop.llama import FloatLlama
 from archiver.workshop.measure import window_bits
 from archiver.workshop.reshape import keep_layers
@@ -72,14 +73,27 @@ def test_it_learns_and_pieces_give_what_one_run_gives(tiny, text_file, tmp_path,
     assert json.loads((tmp_path / "pieces" / "log.json").read_text()) == pieces.log
 
 
+def test_a_short_text_is_measured_by_a_short_window(text_file):
+    mixture, _ = single_file_mixture(text_file)
+    ids = np.arange(90, dtype=np.int32)
+    corpus = Corpus(mixture=mixture, train={"text.txt": ids}, held_out={"text.txt": ids[:5]})
+    assert corpus.windows(3, 32)["text.txt"].tolist() == [[0, 1, 2, 3, 4]]
+    nothing = Corpus(mixture=mixture, train={"text.txt": ids}, held_out={"text.txt": ids[:0]})
+    with pytest.raises(InputError, match="too short to hold a part back"):
+        nothing.windows(3, 32)
+
+
 def test_the_adapter_is_what_was_trained(tiny, text_file, tmp_path):
-    run = run_in(tmp_path / "run", tiny, text_file, settings_of())
+    marks = tuple((layer % 2,) * tiny.config.kv_heads for layer in range(tiny.config.layers))
+    marked = dataclasses.replace(tiny, config=dataclasses.replace(tiny.config, local_heads=marks))
+    run = run_in(tmp_path / "run", marked, text_file, settings_of())
     run.trainer.run()
     adapter = run.adapter(60_000)
     write_adapter(tmp_path / "adapter", adapter)
     tuned = apply_adapter(tiny, read_adapter(tmp_path / "adapter"))
     assert (tmp_path / "adapter").stat().st_size < 70_000
     merged = run.model()
+    assert tuned.config == merged.config
     for name in tiny.tensors:
         difference = np.abs(tuned.tensors[name] - merged.tensors[name]).max()
         assert difference <= 2e-3 * np.abs(merged.tensors[name]).max(), name

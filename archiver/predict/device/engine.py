@@ -207,7 +207,7 @@ class DeviceSession:
                 mine.put(2, numbers, theirs.part(every, every, first))
 
     def advance(self, tokens: Int32Array) -> tuple[Int8Array, Float32Array]:
-        """Every stream is `steps` tokens further; arguments as for `PredictorSession.advance`."""
+        """Every stream is `steps` tokens further; arguments as for `Session.advance`."""
         engine = self.engine
         streams, steps = tokens.shape
         assert streams == self.streams

@@ -1,0 +1,75 @@
+"""The README's table of sizes and speeds is made from several records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import readme
+
+
+def record(benchmark: str, level: int | None, *results: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "benchmark": benchmark,
+        "date": "2026-11-22T10:00:00+00:00" if level is None else "2026-11-23T10:00:00+00:00",
+        "git": {"commit": "abcdef0123" if level is None else "0123456789"},
+        "hardware": {"cpu": "A processor", "cores": 2},
+        "config": {"llmzip": {"level": level}},
+        "inputs": [{"file": name, "bytes": 2000} for name in {r["file"] for r in results}],
+        "results": list(results),
+    }
+
+
+def result(file: str, program: str, bpb: float, *, verified: bool = True) -> dict[str, Any]:
+    usage = {"wall_s": 2.0, "bytes_per_s": 1234.0, "peak_bytes": 750_000_000}
+    return {
+        "file": file, "program": program, "bpb": bpb, "verified": verified,
+        "compress": usage, "decompress": usage,
+    }  # fmt: skip
+
+
+FILES = record(
+    "files", None, result("b", "llmzip", 1.0), result("b", "xz", 3.0),
+    result("c", "llmzip", 9.0), result("c", "xz", 2.5, verified=False),
+)  # fmt: skip
+FASTER = record("files", 1, result("c", "llmzip", 1.5))
+STEPWISE = record("stepwise", None, result("a", "llmzip", 1.25)) | {
+    "speeds": [
+        {"name": "transformers", "tokens_per_s": 10.0, "ratios": {}},
+        {"name": "llmzip compress", "tokens_per_s": 1000.0, "ratios": {"x": 60.4, "y": 80.0}},
+        {"name": "llmzip decompress", "tokens_per_s": 300.0, "ratios": {"x": 30.0, "y": 40.0}},
+    ]
+}
+
+
+def test_records_make_one_table() -> None:
+    lines = readme.results_text([FILES, FASTER, STEPWISE]).splitlines()
+    assert "A processor, 2 cores, 2026-11-22 to 2026-11-23, commits 0123456, abcdef0." in lines[0]
+    assert lines[2:7] == [
+        "| file | bytes | llmzip | xz |",
+        "| --- | ---: | ---: | ---: |",
+        "| a | 2,000 | 1.250 | - |",
+        "| b | 2,000 | 1.000 | 3.000 |",
+        "| c (level 1) | 2,000 | 1.500 | - |",
+    ]
+    assert lines[-2:] == [
+        "| a | compress | 2 | 1.23 | 1,000 | 60 to 80 | 750 |",
+        "| a | decompress | 2 | 1.23 | 300 | 30 to 40 | 750 |",
+    ]
+
+
+def test_without_speeds_there_is_no_table_of_them() -> None:
+    assert "Speeds" not in readme.results_text([FILES])
+    assert "2 cores, 2026-11-22, commits abcdef0." in readme.results_text([FILES])
+
+
+def test_records_of_different_tables_do_not_mix(tmp_path: Path) -> None:
+    paths = []
+    for found in (FILES, {"benchmark": "predictors"}):
+        paths.append(tmp_path / f"{len(paths)}.json")
+        paths[-1].write_text(json.dumps(found))
+    with pytest.raises(readme.ReadmeError, match="no table together"):
+        readme.update_readme(tmp_path / "README.md", paths)
