@@ -214,7 +214,7 @@ MALFORMED: dict[str, tuple[str, Change, type[ArchiverError], tuple[int, ...]]] =
     "a section without its fields": ("text", header_byte(25, 0), HeaderDamagedError, ()),
     "a section over the body": ("text", header_byte(25, 9), HeaderDamagedError, ()),
     "a section twice": ("text", body_with(after="02 01 01"), HeaderDamagedError, ()),
-    "an unknown section": ("text", body_with(after="04 00"), UnsupportedVersionError, ()),
+    "an unknown section": ("text", body_with(after="05 00"), UnsupportedVersionError, ()),
     "no kind of steering": ("text", body_with(after="03 00"), HeaderDamagedError, ()),
     "another kind of steering": ("text", body_with(after="03 01 06"), UnsupportedVersionError, ()),
     "unknown built-in vectors": ("text", body_with(after="03 02 01 FF"), UnsupportedVersionError,
