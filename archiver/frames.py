@@ -154,7 +154,7 @@ def codec_for_reading(
     plain = _opened(replace(header, steering=None), package, threads, chunking, device)
     if header.steering is None:
         return plain
-    from archiver.predict.engine import VISIBLE_MAX
+    from archiver.predict.engine_base import VISIBLE_MAX
     from archiver.steering.sources import resolve
 
     prompt = resolve(header.steering, package, steering_file)

@@ -42,7 +42,7 @@ def describe_environment() -> dict[str, Any]:
 def coder_versions() -> dict[str, int]:
     """Return what decides an archive's integers besides the model and the settings."""
     from archiver.mixing.parameters import MIXER_VERSION
-    from archiver.predict.engine import ENGINE_VERSION
+    from archiver.predict.engine_base import ENGINE_VERSION
 
     return {"engine_version": ENGINE_VERSION, "mixer_version": MIXER_VERSION}
 

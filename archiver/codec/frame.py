@@ -37,10 +37,11 @@ from archiver.mixing.parameters import MIXER_VERSION, MixerParameters
 from archiver.mixing.state import MixerState, new_state
 from archiver.options import CPU
 from archiver.predict.devices import open_engine
-from archiver.predict.engine import ENGINE_VERSION, EngineBase, SoftPrompt
+from archiver.predict.engine_base import ENGINE_VERSION, EngineBase
 from archiver.predict.float_engine import FloatEngine
 from archiver.predict.float_models import FLOAT_ENGINE_VERSION, FloatModel
 from archiver.predict.machine import this_machine, threads_of
+from archiver.predict.soft_prompt import SoftPrompt
 from archiver.text.charsets import UnmappableError
 from archiver.text.detection import charset_spans
 from archiver.text.framing import Symbols, symbols_of

@@ -28,7 +28,7 @@ import numpy as np
 
 from archiver.errors import InvalidModelError
 from archiver.predict.architectures import JOINED, Architecture, architecture_of
-from archiver.predict.engine import ADDEND_MAX, LOG2_E
+from archiver.predict.engine_config import ADDEND_MAX
 from archiver.predict.folding import (
     balancing_factors,
     centred,
@@ -39,6 +39,7 @@ from archiver.predict.folding import (
 )
 from archiver.predict.package import SCALE_MAX, SCALE_MIN
 from archiver.predict.tables import (
+    LOG2_E,
     activation_rotation,
     activation_span,
     hadamard,

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from archiver.errors import UsageError
 from archiver.options import CPU, CUDA
-from archiver.predict.engine import Engine, EngineBase
+from archiver.predict.engine import Engine
+from archiver.predict.engine_base import EngineBase
 
 if TYPE_CHECKING:
     from archiver.predict.package import ModelPackage

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from archiver.errors import InvalidModelError, MissingLibraryError
 from archiver.predict.float_models import FloatModel
+from archiver.predict.predictor import Scaled
 from archiver.predict.sources_hf import read_tokenizer
 from archiver.text.vocabulary import Vocabulary, sort_tokens
 from archiver.types import Float32Array, Int32Array, Int64Array
@@ -103,8 +104,8 @@ class FloatEngine:
 
     def head(
         self, codes: NDArray[Any], scales: Float32Array, room: Float32Array | None = None
-    ) -> tuple[Float32Array, Float32Array, Float32Array]:
-        """Logits as `FloatSession.advance` gives them: product * (row * rank) in bits."""
+    ) -> Scaled:
+        """Logits as `FloatSession.advance` gives them; their values are in bits."""
         return codes, scales, self._rank_scales
 
     def ids(self, ranks: list[int]) -> list[int]:

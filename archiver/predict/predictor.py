@@ -2,17 +2,21 @@
 
     tokens ── session.advance ── hidden, row scales ── head ── products ── integer weights
 
-`engine` is the exact one, `float_engine` any causal model that transformers runs.
+`engine` is the exact one (and `device.engine`), `float_engine` any causal model that transformers
+runs.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from numpy.typing import NDArray
 
 from archiver.text.vocabulary import Vocabulary
 from archiver.types import Float32Array, Int32Array
+
+Scaled: TypeAlias = tuple[Float32Array, Float32Array, Float32Array]
+"""A product [rows, outputs], its scales by row and by output: value = product * (row * output)."""
 
 
 class PredictorSession(Protocol):
@@ -77,12 +81,9 @@ class Predictor(Protocol):
 class Head(Protocol):
     """From hidden rows to the vocabulary."""
 
-    def __call__(
-        self, codes: NDArray[Any], scales: Float32Array, room: Float32Array, /
-    ) -> tuple[Float32Array, Float32Array, Float32Array]:
-        """Products [rows, vocabulary], their scales by row and by rank.
-
-        product * (row * rank) is a logit in units of one bit: of the logarithm to base 2.
+    def __call__(self, codes: NDArray[Any], scales: Float32Array, room: Float32Array, /) -> Scaled:
+        """Products over the vocabulary, by rank; their values are logits in units of one bit, of
+        the logarithm to base 2.
 
         Args:
             room: float32 [rows * vocabulary or more], where the products may come to lie.

@@ -1,4 +1,4 @@
-"""Constants of the engine made by exact arithmetic: rotary angles, Hadamard matrices, signs.
+"""Constants of the engine: rotary angles, Hadamard matrices, signs.
 
 Nothing here calls libm: cosines and sines come from `decimal` and integer recurrences, Hadamard
 matrices from quadratic residues. Tests pin the SHA-256 of what is made here.
@@ -16,6 +16,7 @@ from archiver.types import Float32Array, Float64Array, Int8Array
 ROTARY_SPAN = 256  # positions in the fine table, and the step of the coarse one
 FIXED_BITS = 160  # of the integers in which powers of a rotation are taken
 PI_DIGITS = 60
+LOG2_E = float.fromhex("0x1.71547652b82fep+0")  # log2(e), rounded to binary64
 
 
 def _cos_sin(angle: Decimal) -> tuple[Decimal, Decimal]:

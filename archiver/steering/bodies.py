@@ -15,7 +15,7 @@ import numpy as np
 from archiver.coding import range_coder
 from archiver.container.layout import LARGEST_STEERING_VECTORS
 from archiver.container.varint import MalformedError
-from archiver.predict.engine import SoftPrompt
+from archiver.predict.soft_prompt import SoftPrompt
 from archiver.steering.coordinates import code_symbols
 from archiver.steering.files import built_in_by_number
 from archiver.steering.priors import CODE_MAX, Base, Prior

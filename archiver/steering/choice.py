@@ -20,7 +20,7 @@ from archiver.container.layout import (
 from archiver.errors import UsageError
 from archiver.levels import Chunking
 from archiver.options import CompressOptions, SteeringMode
-from archiver.predict.engine import SoftPrompt
+from archiver.predict.soft_prompt import SoftPrompt
 from archiver.steering import files, sections, sources
 from archiver.steering.texts import TextReader
 

@@ -13,7 +13,7 @@ import torch
 
 from archiver.codec.workers import usable_cores
 from archiver.container.layout import SteeringKind, SteeringSection
-from archiver.predict.engine import SoftPrompt
+from archiver.predict.soft_prompt import SoftPrompt
 from archiver.steering import quantizers, sections
 from archiver.steering.bodies import base_vectors, decode_body, encode_body
 from archiver.steering.files import SteeringFile

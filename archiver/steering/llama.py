@@ -25,9 +25,9 @@ from torch.nn import functional
 
 from archiver.errors import InvalidModelError
 from archiver.levels import DEFAULT_LEVEL, LEVELS, SINK_TOKENS
-from archiver.predict.engine import LOG2_E, EngineConfig
+from archiver.predict.engine_config import EngineConfig
 from archiver.predict.package import ModelPackage
-from archiver.predict.tables import activation_rotation, activation_span, rotary_angles
+from archiver.predict.tables import LOG2_E, activation_rotation, activation_span, rotary_angles
 
 PRODUCT_TYPE = torch.bfloat16
 HEAD_ROWS = 256  # rows whose logits lie in memory at once: 50 MB for 49,152 tokens

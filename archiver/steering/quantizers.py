@@ -17,7 +17,7 @@ import numpy as np
 
 from archiver.errors import UsageError
 from archiver.options import STEERING_PRIORS
-from archiver.predict.engine import SoftPrompt
+from archiver.predict.soft_prompt import SoftPrompt
 from archiver.steering.bodies import means
 from archiver.steering.normal import SIGMA_MAX, SIGMA_UNIT
 from archiver.steering.priors import (

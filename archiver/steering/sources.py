@@ -19,7 +19,7 @@ import numpy as np
 from archiver.container.layout import SteeringKind, SteeringSection
 from archiver.container.varint import MalformedError
 from archiver.errors import HeaderDamagedError, SteeringError
-from archiver.predict.engine import SoftPrompt
+from archiver.predict.soft_prompt import SoftPrompt
 from archiver.steering.bodies import decode_body, token_vectors
 from archiver.steering.files import SteeringFile, built_in_by_number, read_file
 from archiver.steering.sections import (

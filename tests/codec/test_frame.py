@@ -24,7 +24,8 @@ from archiver.errors import LimitExceededError, UnsupportedVersionError
 from archiver.levels import LEVELS, Chunking
 from archiver.mixing.parameters import MixerParameters
 from archiver.options import CompressOptions
-from archiver.predict.engine import ENGINE_VERSION, Engine
+from archiver.predict.engine import Engine
+from archiver.predict.engine_base import ENGINE_VERSION
 from archiver.predict.package import ModelPackage
 
 TEXT = (

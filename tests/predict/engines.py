@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from archiver.predict.engine import Engine, Session
+from archiver.predict.engine import Engine
 from archiver.predict.package import ModelPackage
+from archiver.predict.session import Session
 
 WINDOW, SINKS = 40, 4
 

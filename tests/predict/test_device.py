@@ -27,10 +27,12 @@ from archiver.predict.device import attention, conformance, numbers, products
 from archiver.predict.device import engine as device_engine
 from archiver.predict.device import layers as device_layers
 from archiver.predict.device.engine import DeviceEngine, DeviceSession
-from archiver.predict.engine import Engine, EngineBase, Session
+from archiver.predict.engine import Engine
+from archiver.predict.engine_base import EngineBase
 from archiver.predict.kernels import elementary, layers
 from archiver.predict.kernels.row_lanes import LOG2_E
 from archiver.predict.package import ModelPackage
+from archiver.predict.session import Session
 from archiver.steering.sources import random_vectors
 from tests.support.tiny_families import make_family_folder
 from tests.support.tiny_models import make_tiny_hf_folder

@@ -10,7 +10,7 @@ import pytest
 
 from archiver.errors import InvalidModelError, UsageError
 from archiver.predict import registry
-from archiver.predict.engine import EngineConfig
+from archiver.predict.engine_config import EngineConfig
 from archiver.predict.kernels import products
 from archiver.predict.package import ModelPackage
 from archiver.steering.sources import random_vectors

@@ -21,11 +21,12 @@ from archiver.options import CompressOptions
 from archiver.predict import registry
 from archiver.predict.architectures import ARCHITECTURES
 from archiver.predict.convert import convert
-from archiver.predict.engine import LOG2_E, Engine
+from archiver.predict.engine import Engine
 from archiver.predict.folding import balancing_factors, centred, product_with, turned_first
 from archiver.predict.kernels import families as kernels
 from archiver.predict.package import ModelPackage
 from archiver.predict.sources import read_source
+from archiver.predict.tables import LOG2_E
 from archiver.steering.llama import TrainingModel
 from archiver.steering.sources import random_vectors
 from archiver.workshop.export import write_hf_folder

@@ -128,7 +128,8 @@ LIST_ASSEMBLY = """
 import numpy as np
 from archiver.codec import symbols
 from archiver.predict import registry
-from archiver.predict.engine import Engine, Session
+from archiver.predict.engine import Engine
+from archiver.predict.session import Session
 from archiver.predict.kernels import attention, elementary, families, head, layers
 
 # Between them they have biases, positions, both kinds of norm inside a layer, and GELU.

@@ -10,9 +10,10 @@ import pytest
 import archiver
 from archiver.options import CompressOptions
 from archiver.predict import registry
-from archiver.predict.engine import Engine, Session
+from archiver.predict.engine import Engine
 from archiver.predict.kernels import head
 from archiver.predict.package import ModelPackage
+from archiver.predict.session import Session
 from archiver.steering.sources import random_vectors
 from archiver.types import Int32Array
 from tests.reference.decoder import decode

@@ -18,8 +18,9 @@ from archiver.container import SteeringKind, SteeringSection
 from archiver.errors import LimitExceededError, SteeringError, UsageError
 from archiver.levels import Chunking
 from archiver.options import CompressOptions
-from archiver.predict.engine import Engine, SoftPrompt
+from archiver.predict.engine import Engine
 from archiver.predict.package import ModelPackage
+from archiver.predict.soft_prompt import SoftPrompt
 from archiver.steering import files, quantizers
 from archiver.steering.bodies import decode_body, encode_body
 from archiver.steering.choice import best_built_in, extract_of

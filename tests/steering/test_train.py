@@ -14,9 +14,9 @@ from archiver import frames
 from archiver.errors import InputError, OutputError, UsageError
 from archiver.options import STEERING_PRIORS, CompressOptions
 from archiver.predict import registry
-from archiver.predict.engine import SoftPrompt
 from archiver.predict.kernels import head
 from archiver.predict.package import ModelPackage
+from archiver.predict.soft_prompt import SoftPrompt
 from archiver.steering import choice, files, quantizers
 from archiver.steering.bodies import base_vectors, encode_body
 from archiver.steering.llama import TrainingModel

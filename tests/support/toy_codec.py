@@ -13,7 +13,7 @@ from archiver import frames
 from archiver.container import Header, MixerSection, PredictorSection
 from archiver.errors import ModelMissingError
 from archiver.options import CompressOptions
-from archiver.predict.engine import ENGINE_VERSION
+from archiver.predict.engine_base import ENGINE_VERSION
 
 FINGERPRINT = bytes.fromhex("7465737420746f79")
 HIDDEN = 0x55  # payloads must not look like what they hold

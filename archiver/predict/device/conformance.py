@@ -19,8 +19,10 @@ from archiver.predict.device import layers as device_layers
 from archiver.predict.device.attention import Coded
 from archiver.predict.device.engine import DeviceEngine
 from archiver.predict.device.numbers import exp2_nonpositive
-from archiver.predict.engine import Engine, EngineBase, SoftPrompt
+from archiver.predict.engine import Engine
+from archiver.predict.engine_base import EngineBase
 from archiver.predict.kernels import head, layers
+from archiver.predict.soft_prompt import SoftPrompt
 from archiver.types import Float32Array, Int32Array
 
 ROWS = 4096

@@ -1,4 +1,4 @@
-"""The exact transformer on a device of torch's: the data flow of `archiver.predict.engine`.
+"""The exact transformer on a device of torch's: the data flow of `archiver.predict.session`.
 
 Tokens come from the processor's memory, and what goes to the head comes back there: hidden codes,
 and the products over the vocabulary, from which the same kernels make weights as for any engine.
@@ -20,7 +20,8 @@ from archiver.predict.architectures import ARCHITECTURES
 from archiver.predict.device import layers
 from archiver.predict.device.attention import Coded, HeadSet, Reach, attend
 from archiver.predict.device.products import DeviceProduct, choose_product
-from archiver.predict.engine import EngineBase, Scaled
+from archiver.predict.engine_base import EngineBase
+from archiver.predict.predictor import Scaled
 from archiver.types import Float32Array, Int8Array, Int32Array
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class DeviceHead:
     def __call__(
         self, codes: Int8Array, scales: Float32Array, room: Float32Array | None = None, /
     ) -> Scaled:
-        """Products over the vocabulary; arguments as for `engine.Linear`."""
+        """Products over the vocabulary; arguments as for `linear.Linear`."""
         found = self.product(_upload(codes, self.device))
         if room is None:
             room = np.empty(found.numel(), np.float32)
