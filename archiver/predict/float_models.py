@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
-import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +41,7 @@ from archiver.predict.tensor_file import open_tensor_file
 
 FLOAT_ENGINE_VERSION = FIRST_FLOAT_ENGINE
 _TABLE = "float_models.json"
+_ANY_TEXT = re.compile(r"(?s).*")
 _DOMAIN = b"llmzip-float-1"
 _READ_BYTES = 1 << 20
 # Files that transformers would read beside the weights, and what they would do.
@@ -125,12 +125,8 @@ def remember(folder: Path) -> FloatModel:
     model = read_float_model(folder.expanduser().absolute())
     digits, path = model.fingerprint[:FOLDER_DIGITS], str(model.folder)
     if _read_table().get(digits) != path:
-        with home.home_locked(), home.scratch_folder() as scratch:
-            table = _read_table() | {digits: path}
-            fresh = scratch / _TABLE
-            home.write_durably(fresh, json.dumps(dict(sorted(table.items())), indent=1).encode())
-            os.replace(fresh, home.home_folder() / _TABLE)
-            home.sync(home.home_folder())
+        with home.home_locked():
+            home.write_table(_TABLE, _read_table() | {digits: path})
     return model
 
 
@@ -194,16 +190,7 @@ def _read_table() -> dict[str, str]:
     Raises:
         InvalidModelError: the table is damaged.
     """
-    path = home.home_folder() / _TABLE
-    try:
-        table = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidModelError(f"{path}: cannot be read; remove it") from error
-    if not isinstance(table, dict) or not all(isinstance(text, str) for text in table.values()):
-        raise InvalidModelError(f"{path}: not a table of folders; remove it")
-    return table
+    return home.read_table(_TABLE, "folders", _ANY_TEXT)
 
 
 def _hash_of(folder: Path, names: list[str]) -> str:

@@ -3,6 +3,7 @@
     LLMZIP_HOME/                 default: the user's cache folder
         packages/<fingerprint>/  finished packages, never changed, only removed
         names.json               names that the user gave them
+        float_models.json        folders of the models that the float engine reads
         downloads/               files the user brought by hand
         scratch/                 work in progress; what lies there while nobody holds the
                                  lock was left by a killed process
@@ -13,15 +14,17 @@ Readers take no lock: a package appears by one rename, complete.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from archiver.errors import OutputError
+from archiver.errors import InvalidModelError, OutputError
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +104,38 @@ def scratch_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_table(name: str, content: str, value: re.Pattern[str]) -> dict[str, str]:
+    """Return a table of the home folder, empty where there is none.
+
+    Args:
+        name: its file's; content: what it holds, for messages; value: what all values match.
+
+    Raises:
+        InvalidModelError: it is damaged.
+    """
+    path = home_folder() / name
+    try:
+        table = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidModelError(f"{path}: cannot be read; remove it") from error
+    if not isinstance(table, dict) or not all(
+        isinstance(text, str) and value.fullmatch(text) for text in table.values()
+    ):
+        raise InvalidModelError(f"{path}: not a table of {content}; remove it")
+    return table
+
+
+def write_table(name: str, table: Mapping[str, str]) -> None:
+    """Replace a table of the home folder in one step.  Only for holders of the lock."""
+    with scratch_folder() as scratch:
+        fresh = scratch / name
+        write_durably(fresh, json.dumps(dict(sorted(table.items())), indent=1).encode())
+        os.replace(fresh, home_folder() / name)
+        sync(home_folder())
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Mapping
 
-from archiver.errors import InvalidModelError, UsageError
+from archiver.errors import UsageError
 from archiver.predict import home
 
+_FILE = "names.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
@@ -39,25 +38,9 @@ def read_names() -> dict[str, str]:
     Raises:
         InvalidModelError: names.json is damaged.
     """
-    path = home.home_folder() / "names.json"
-    try:
-        table = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidModelError(f"{path}: cannot be read; remove it") from error
-    if not isinstance(table, dict) or not all(
-        isinstance(fingerprint, str) and _FINGERPRINT.fullmatch(fingerprint)
-        for fingerprint in table.values()
-    ):
-        raise InvalidModelError(f"{path}: not a table of names; remove it")
-    return table
+    return home.read_table(_FILE, "names", _FINGERPRINT)
 
 
 def write_names(table: Mapping[str, str]) -> None:
     """Replace names.json in one step.  Only for holders of the lock."""
-    with home.scratch_folder() as scratch:
-        fresh = scratch / "names.json"
-        home.write_durably(fresh, json.dumps(dict(sorted(table.items())), indent=1).encode())
-        os.replace(fresh, home.home_folder() / "names.json")
-        home.sync(home.home_folder())
+    home.write_table(_FILE, table)
