@@ -20,9 +20,9 @@ import numpy as np
 
 from archiver.errors import ExactnessError, UsageError
 from archiver.predict.kernels import byte_products
+from archiver.predict.kernels.lanes import has_byte_dot_product
 from archiver.predict.kernels.memory import large_pages
 from archiver.predict.kernels.tiles import PANEL_SHAPES, TILE_BYTES, has_tile_registers
-from archiver.predict.kernels.vectors import has_byte_dot_product
 from archiver.types import Float32Array, Int8Array
 
 BACKEND_VARIABLE = "LLMZIP_MATMUL"

@@ -22,9 +22,18 @@ import numpy as np
 from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from archiver.predict.kernels.vectors import LANES, LaneBuilder, codegen
+from archiver.predict.kernels.lanes import (
+    ARRAY,
+    FLOATS,
+    I8,
+    I64,
+    INDEX,
+    INTS,
+    LaneBuilder,
+    TypedValue,
+    on_lanes,
+)
 from archiver.types import UInt8Array
 
 TILE_ROWS = 16
@@ -32,8 +41,6 @@ TILE_BYTES = 64  # of one row
 _ARCH_PRCTL = 158  # system call of Linux on x86-64
 _REQUEST_PERMISSION = 0x1023
 _TILE_DATA = 18
-
-_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
 
 @functools.cache
@@ -81,9 +88,9 @@ ROW_SHAPES = np.stack([tile_shapes(max(rows, 1), max(rows, 1)) for rows in range
 
 
 class _Tiles(LaneBuilder):
-    def address(self, kind: Any, array: Any, at: Any) -> Any:
+    def address(self, array: TypedValue, at: Any) -> Any:
         """Address of an array's item `at`, in bytes."""
-        return self.pointer(kind, array, at, _I8)
+        return self.pointer(array, at, I8)
 
     def do(self, name: str, *arguments: Any) -> None:
         signature = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
@@ -93,86 +100,65 @@ class _Tiles(LaneBuilder):
         self.builder.call(function, arguments)
 
     def zero(self, tile: int) -> None:
-        self.do("tilezero", _I8(tile))
+        self.do("tilezero", I8(tile))
 
     def load_tile(self, tile: int, address: Any, row_bytes: Any) -> None:
-        self.do("tileloadd64", _I8(tile), address, row_bytes)
+        self.do("tileloadd64", I8(tile), address, row_bytes)
 
     def store_tile(self, tile: int, address: Any, row_bytes: Any) -> None:
-        self.do("tilestored64", _I8(tile), address, row_bytes)
+        self.do("tilestored64", I8(tile), address, row_bytes)
 
     def multiply(self, total: int, signed: int, unsigned: int) -> None:
         """total += signed rows times unsigned columns."""
-        self.do("tdpbsud", _I8(total), _I8(signed), _I8(unsigned))
+        self.do("tdpbsud", I8(total), I8(signed), I8(unsigned))
 
     def multiply_unsigned(self, total: int, unsigned: int, signed: int) -> None:
         """total += unsigned rows times signed columns."""
-        self.do("tdpbusd", _I8(total), _I8(unsigned), _I8(signed))
+        self.do("tdpbusd", I8(total), I8(unsigned), I8(signed))
 
 
-@intrinsic
-def use_tiles(typingctx, shapes):
+@on_lanes(types.void, ARRAY, builder=_Tiles)
+def use_tiles(t: _Tiles, shapes):
     """This thread's tile registers get the shapes of uint8 [64]."""
-
-    def body(t: _Tiles, kinds: Any, shapes: Any) -> None:
-        t.do("ldtilecfg", t.address(kinds[0], shapes, _I64(0)))
-
-    return types.void(shapes), codegen(_Tiles, body)
+    t.do("ldtilecfg", t.address(shapes, I64(0)))
 
 
-@intrinsic
-def release_tiles(typingctx):
+@on_lanes(types.void, builder=_Tiles)
+def release_tiles(t: _Tiles):
     """This thread's tile registers are free: switching threads need not save them."""
-
-    def body(t: _Tiles, kinds: Any) -> None:
-        t.do("tilerelease")
-
-    return types.void(), codegen(_Tiles, body)
+    t.do("tilerelease")
 
 
 def _multiply_panel(first: int, second: int) -> Any:
     """Products of the rows in `first` (0 or 1) tiles of codes and, if `second`, one more, with 32
     outputs."""
 
-    def body(
-        t: _Tiles,
-        kinds: Any,
-        weights: Any,
-        weight_at: Any,
-        codes: Any,
-        code_at: Any,
-        inputs: Any,
-        sums: Any,
-    ) -> None:
+    @on_lanes(types.void, ARRAY, INDEX, ARRAY, INDEX, INDEX, ARRAY, builder=_Tiles)
+    def multiply_panel(t: _Tiles, weights, weight_at, codes, code_at, inputs, sums):
         b = t.builder
-        tile_bytes = b.mul(inputs, _I64(TILE_ROWS))
-        code_tiles = [t.address(kinds[2], codes, code_at)]
+        tile_bytes = b.mul(inputs, I64(TILE_ROWS))
+        code_tiles = [t.address(codes, code_at)]
         if second:
             code_tiles.append(b.gep(code_tiles[0], [tile_bytes]))
-        weight_tiles = [t.address(kinds[0], weights, weight_at)]
+        weight_tiles = [t.address(weights, weight_at)]
         weight_tiles.append(b.gep(weight_tiles[0], [tile_bytes]))
         for tile in range(2 * len(code_tiles)):
             t.zero(tile)
-        with cgutils.for_range(b, b.sdiv(inputs, _I64(TILE_BYTES))) as loop:
-            code_step = b.mul(loop.index, _I64(TILE_BYTES))
-            weight_step = b.mul(loop.index, _I64(TILE_ROWS * TILE_BYTES))
+        with cgutils.for_range(b, b.sdiv(inputs, I64(TILE_BYTES))) as loop:
+            code_step = b.mul(loop.index, I64(TILE_BYTES))
+            weight_step = b.mul(loop.index, I64(TILE_ROWS * TILE_BYTES))
             for number, address in enumerate(code_tiles):
                 t.load_tile(4 + number, b.gep(address, [code_step]), inputs)
             for number, address in enumerate(weight_tiles):
-                t.load_tile(6 + number, b.gep(address, [weight_step]), _I64(TILE_BYTES))
+                t.load_tile(6 + number, b.gep(address, [weight_step]), I64(TILE_BYTES))
             for row in range(len(code_tiles)):
                 for column in range(2):
                     t.multiply(2 * row + column, 4 + row, 6 + column)
-        target = t.address(kinds[5], sums, _I64(0))
+        target = t.address(sums, I64(0))
         for row in range(len(code_tiles)):
             for column in range(2):
-                place = b.gep(target, [_I64((row * TILE_ROWS * 2 + column) * TILE_BYTES)])
-                t.store_tile(2 * row + column, place, _I64(2 * TILE_BYTES))
-
-    @intrinsic
-    def multiply_panel(typingctx, weights, weight_at, codes, code_at, inputs, sums):
-        i = types.int64
-        return types.void(weights, i, codes, i, i, sums), codegen(_Tiles, body)
+                place = b.gep(target, [I64((row * TILE_ROWS * 2 + column) * TILE_BYTES)])
+                t.store_tile(2 * row + column, place, I64(2 * TILE_BYTES))
 
     return multiply_panel
 
@@ -186,138 +172,81 @@ multiple of 64.
 """
 
 
-@intrinsic
-def float_sums(typingctx, sums, sums_at, bias, product, product_at, tiles):
+@on_lanes(types.void, ARRAY, INDEX, types.int32, ARRAY, INDEX, INDEX)
+def float_sums(v: LaneBuilder, sums, sums_at, bias, product, product_at, tiles):
     """product[product_at + i] = float32(sums[sums_at + i] - bias) for 16 * tiles items."""
-
-    def body(
-        t: _Tiles,
-        kinds: Any,
-        sums: Any,
-        sums_at: Any,
-        bias: Any,
-        product: Any,
-        product_at: Any,
-        tiles: Any,
-    ) -> None:
-        b = t.builder
-        vector = ir.VectorType(_I32, LANES)
-        source = t.pointer(kinds[0], sums, sums_at, vector)
-        target = t.pointer(kinds[3], product, product_at, ir.VectorType(ir.FloatType(), LANES))
-        all_bias = t.splat(bias, vector)
-        with cgutils.for_range(b, tiles) as loop:
-            value = b.sub(t.load(source, loop.index), all_bias)
-            t.store(b.sitofp(value, ir.VectorType(ir.FloatType(), LANES)), target, loop.index)
-
-    i = types.int64
-    return types.void(sums, i, types.int32, product, i, i), codegen(_Tiles, body)
+    b = v.builder
+    source = v.pointer(sums, sums_at, INTS)
+    target = v.pointer(product, product_at, FLOATS)
+    all_bias = v.splat(bias, INTS)
+    with cgutils.for_range(b, tiles) as loop:
+        value = b.sub(v.load(source, loop.index), all_bias)
+        v.store(b.sitofp(value, FLOATS), target, loop.index)
 
 
-@intrinsic
-def tile_dots(typingctx, keys, key_at, query, query_at, row_items, blocks, dots, at, stride, tiles):
+@on_lanes(
+    types.void, ARRAY, INDEX, ARRAY, INDEX, INDEX, INDEX, ARRAY, INDEX, INDEX, INDEX,
+    builder=_Tiles,
+)  # fmt: skip
+def tile_dots(t: _Tiles, keys, key_at, query, query_at, row_items, blocks, dots, at, stride, tiles):
     """dots[at + r stride + 16 t + lane] = query row r times key (t, lane), for the rows that
     `use_tiles` has named and 16 * tiles keys; `blocks` is head_dim / 64.
 
     keys u8 as in `attention`; query int8, rows `row_items` apart; dots int32.
     """
-
-    def body(
-        t: _Tiles,
-        kinds: Any,
-        keys: Any,
-        key_at: Any,
-        query: Any,
-        query_at: Any,
-        row_items: Any,
-        blocks: Any,
-        dots: Any,
-        at: Any,
-        stride: Any,
-        tiles: Any,
-    ) -> None:
-        b = t.builder
-        rows = t.address(kinds[2], query, query_at)
-        columns = t.address(kinds[0], keys, key_at)
-        target = t.address(kinds[6], dots, at)
-        tile_bytes = b.mul(blocks, _I64(TILE_ROWS * TILE_BYTES))
-        with cgutils.for_range(b, tiles) as tile:
-            t.zero(0)
-            with cgutils.for_range(b, blocks) as block:
-                t.load_tile(4, b.gep(rows, [b.mul(block.index, _I64(TILE_BYTES))]), row_items)
-                place = b.add(
-                    b.mul(tile.index, tile_bytes),
-                    b.mul(block.index, _I64(TILE_ROWS * TILE_BYTES)),
-                )
-                t.load_tile(6, b.gep(columns, [place]), _I64(TILE_BYTES))
-                t.multiply(0, 4, 6)
-            place = b.mul(tile.index, _I64(TILE_BYTES))
-            t.store_tile(0, b.gep(target, [place]), b.mul(stride, _I64(4)))
-
-    i = types.int64
-    return types.void(keys, i, query, i, i, i, dots, i, i, i), codegen(_Tiles, body)
+    b = t.builder
+    rows = t.address(query, query_at)
+    columns = t.address(keys, key_at)
+    target = t.address(dots, at)
+    tile_bytes = b.mul(blocks, I64(TILE_ROWS * TILE_BYTES))
+    with cgutils.for_range(b, tiles) as tile:
+        t.zero(0)
+        with cgutils.for_range(b, blocks) as block:
+            t.load_tile(4, b.gep(rows, [b.mul(block.index, I64(TILE_BYTES))]), row_items)
+            place = b.add(
+                b.mul(tile.index, tile_bytes),
+                b.mul(block.index, I64(TILE_ROWS * TILE_BYTES)),
+            )
+            t.load_tile(6, b.gep(columns, [place]), I64(TILE_BYTES))
+            t.multiply(0, 4, 6)
+        place = b.mul(tile.index, I64(TILE_BYTES))
+        t.store_tile(0, b.gep(target, [place]), b.mul(stride, I64(4)))
 
 
-@intrinsic
-def zero_sums(typingctx):
+@on_lanes(types.void, builder=_Tiles)
+def zero_sums(t: _Tiles):
     """Tiles 0 to 3 are zero, for `add_value_tiles`."""
-
-    def body(t: _Tiles, kinds: Any) -> None:
-        for tile in range(4):
-            t.zero(tile)
-
-    return types.void(), codegen(_Tiles, body)
+    for tile in range(4):
+        t.zero(tile)
 
 
-@intrinsic
-def add_value_tiles(typingctx, values, at, row_bytes, high, low, weight_at, weight_stride, blocks):
+@on_lanes(types.void, ARRAY, INDEX, INDEX, ARRAY, ARRAY, INDEX, INDEX, INDEX, builder=_Tiles)
+def add_value_tiles(t: _Tiles, values, at, row_bytes, high, low, weight_at, weight_stride, blocks):
     """Tiles 0 and 1 += high, 2 and 3 += low, times the values of 64 * blocks positions, for 32
     dimensions.
 
     values int8 as in `attention`, from byte `at`, quads of positions `row_bytes` apart; high, low
     uint8, rows `weight_stride` apart.
     """
-
-    def body(
-        t: _Tiles,
-        kinds: Any,
-        values: Any,
-        at: Any,
-        row_bytes: Any,
-        high: Any,
-        low: Any,
-        weight_at: Any,
-        weight_stride: Any,
-        blocks: Any,
-    ) -> None:
-        b = t.builder
-        columns = t.address(kinds[0], values, at)
-        parts = [
-            t.address(kinds[3], high, weight_at),
-            t.address(kinds[4], low, weight_at),
-        ]
-        with cgutils.for_range(b, blocks) as block:
-            place = b.mul(block.index, b.mul(row_bytes, _I64(TILE_ROWS)))
+    b = t.builder
+    columns = t.address(values, at)
+    parts = [t.address(part, weight_at) for part in (high, low)]
+    with cgutils.for_range(b, blocks) as block:
+        place = b.mul(block.index, b.mul(row_bytes, I64(TILE_ROWS)))
+        for column in range(2):
+            address = b.gep(columns, [b.add(place, I64(column * TILE_BYTES))])
+            t.load_tile(6 + column, address, row_bytes)
+        for part, address in enumerate(parts):
+            address = b.gep(address, [b.mul(block.index, I64(TILE_BYTES))])
+            t.load_tile(4 + part, address, weight_stride)
             for column in range(2):
-                address = b.gep(columns, [b.add(place, _I64(column * TILE_BYTES))])
-                t.load_tile(6 + column, address, row_bytes)
-            for part, address in enumerate(parts):
-                address = b.gep(address, [b.mul(block.index, _I64(TILE_BYTES))])
-                t.load_tile(4 + part, address, weight_stride)
-                for column in range(2):
-                    t.multiply_unsigned(2 * part + column, 4 + part, 6 + column)
-
-    i = types.int64
-    return types.void(values, i, i, high, low, i, i, i), codegen(_Tiles, body)
+                t.multiply_unsigned(2 * part + column, 4 + part, 6 + column)
 
 
-@intrinsic
-def store_sums(typingctx, sums):
+@on_lanes(types.void, ARRAY, builder=_Tiles)
+def store_sums(t: _Tiles, sums):
     """sums int32 [4 * 256] holds tiles 0 to 3, 16 items a row."""
-
-    def body(t: _Tiles, kinds: Any, sums: Any) -> None:
-        target = t.address(kinds[0], sums, _I64(0))
-        for tile in range(4):
-            place = t.builder.gep(target, [_I64(tile * TILE_ROWS * TILE_BYTES)])
-            t.store_tile(tile, place, _I64(TILE_BYTES))
-
-    return types.void(sums), codegen(_Tiles, body)
+    target = t.address(sums, I64(0))
+    for tile in range(4):
+        place = t.builder.gep(target, [I64(tile * TILE_ROWS * TILE_BYTES)])
+        t.store_tile(tile, place, I64(TILE_BYTES))
