@@ -84,7 +84,7 @@ def _dots_portable(keys, query, quads, out, tiles):
 
 @njit
 def _values(values, high, low, quads, out):
-    vectors.dot_values_1(values, 0, 256, high, low, 0, 0, quads, out, 0, 0)
+    vectors.dot_values_1(values, 0, 256, high, low, 0, 0, quads, out, 0, 0, quads // 3, 64)
 
 
 @njit

@@ -41,11 +41,8 @@ from archiver.predict.kernels.vectors import (
     dot_keys_3_rows,
     dot_keys_3_wide,
     dot_values_1,
-    dot_values_1_fetching,
     dot_values_2,
-    dot_values_2_fetching,
     dot_values_3,
-    dot_values_3_fetching,
     dot_values_16,
     exponentiate,
     greatest_positive,
@@ -163,44 +160,14 @@ def _dot_rows(
 
 
 @njit(**KERNEL_OPTIONS)
-def _add_values_fetching(
+def _add_values(
     values, value_at, head_dim, group, high, low, at, stride, tiles, sums, fetched, ahead
 ):
-    """`_add_values`, and what lies `ahead` bytes after the first `fetched` tiles is fetched."""
-    row = head_dim * 4
-    quads = fetched * 4
-    if head_dim % 64 == 0:
-        member = 0
-        while member < group:
-            n = min(3, group - member)
-            w = at + member * stride
-            for d in range(0, head_dim, 64):
-                o = member * head_dim + d
-                v = value_at + d * 4
-                if n == 3:
-                    dot_values_3_fetching(
-                        values, v, row, high, low, w, stride, quads, sums, o, head_dim, ahead
-                    )
-                elif n == 2:
-                    dot_values_2_fetching(
-                        values, v, row, high, low, w, stride, quads, sums, o, head_dim, ahead
-                    )
-                else:
-                    dot_values_1_fetching(
-                        values, v, row, high, low, w, stride, quads, sums, o, head_dim, ahead
-                    )
-            member += n
-        value_at += fetched * 16 * head_dim
-        at += fetched * 16
-        tiles -= fetched
-    _add_values(values, value_at, head_dim, group, high, low, at, stride, tiles, sums)
-
-
-@njit(**KERNEL_OPTIONS)
-def _add_values(values, value_at, head_dim, group, high, low, at, stride, tiles, sums):
     """sums += the values of 16 * tiles positions times their weights, for `group` queries.
 
-    Member m's weights lie at high[at + m * stride:], its sums at sums[m * head_dim:].
+    Member m's weights lie at high[at + m * stride:], its sums at sums[m * head_dim:]. Where
+    head_dim is a multiple of 64, what lies `ahead` bytes after the first `fetched` tiles, at most
+    `tiles`, is fetched.
     """
     row = head_dim * 4
     quads = tiles * 4
@@ -211,6 +178,7 @@ def _add_values(values, value_at, head_dim, group, high, low, at, stride, tiles,
                 o = member * head_dim + d
                 dot_values_16(values, value_at + d * 4, row, high, low, w, 0, quads, sums, o, 0)
         return
+    fetched_quads = fetched * 4
     member = 0
     while member < group:
         n = min(3, group - member)
@@ -219,11 +187,20 @@ def _add_values(values, value_at, head_dim, group, high, low, at, stride, tiles,
             o = member * head_dim + d
             v = value_at + d * 4
             if n == 3:
-                dot_values_3(values, v, row, high, low, w, stride, quads, sums, o, head_dim)
+                dot_values_3(
+                    values, v, row, high, low, w, stride, quads, sums, o, head_dim,
+                    fetched_quads, ahead,
+                )  # fmt: skip
             elif n == 2:
-                dot_values_2(values, v, row, high, low, w, stride, quads, sums, o, head_dim)
+                dot_values_2(
+                    values, v, row, high, low, w, stride, quads, sums, o, head_dim,
+                    fetched_quads, ahead,
+                )  # fmt: skip
             else:
-                dot_values_1(values, v, row, high, low, w, stride, quads, sums, o, head_dim)
+                dot_values_1(
+                    values, v, row, high, low, w, stride, quads, sums, o, head_dim,
+                    fetched_quads, ahead,
+                )  # fmt: skip
         member += n
 
 
@@ -394,13 +371,13 @@ def attend(
                         member * items,
                     )  # fmt: skip
                 sums[:] = 0
-                _add_values(sink_v, 0, head_dim, group, high, low, 0, items, sink_tiles, sums)
+                _add_values(sink_v, 0, head_dim, group, high, low, 0, items, sink_tiles, sums, 0, 0)
                 near_next = min(near_tiles, to_next_tiles)
-                _add_values_fetching(
+                _add_values(
                     v, near_at, head_dim, group, high, low, lead, items, near_tiles, sums,
                     near_next, to_next,
                 )  # fmt: skip
-                _add_values_fetching(
+                _add_values(
                     v, 0, head_dim, group, high, low, far_lead, items, far_tiles, sums,
                     min(far_tiles, to_next_tiles - near_next),
                     to_next + near_at + near_tiles * tile_bytes,

@@ -80,15 +80,19 @@ def _dot_keys(rows: int, members: int, step: int, native: bool, fetch: bool = Fa
 
 
 def _dot_values(members: int, groups: int, native: bool, fetch: bool = False) -> Any:
-    """Values weighed for `members` queries, 16 * `groups` dimensions at once; `fetch` as above."""
+    """Values weighed for `members` queries, 16 * `groups` dimensions at once.
+
+    With `fetch` there are two arguments more, `fetched` and `ahead`: for each line of the first
+    `fetched` quads, the line so many bytes after it is asked for.
+    """
     kinds = [ARRAY, INDEX, INDEX, ARRAY, ARRAY, INDEX, INDEX, INDEX, ARRAY, INDEX, INDEX]
     if fetch:
-        kinds.append(INDEX)
+        kinds += [INDEX, INDEX]
 
     @on_lanes(types.void, *kinds)
     def dot_values(
         v: LaneBuilder, values, value_at, row_bytes, high, low, weight_at, weight_stride, quads,
-        out, out_at, out_stride, ahead=None,
+        out, out_at, out_stride, fetched=None, ahead=None,
     ):  # fmt: skip
         b = v.builder
         rows = v.pointer(values, value_at, I8)
@@ -98,16 +102,23 @@ def _dot_values(members: int, groups: int, native: bool, fetch: bool = False) ->
             for part in (high, low):
                 parts.append(v.pointer(part, place, I32))
                 sums.append([v.cell(INTS, v.ints(0)) for _ in range(groups)])
-        with cgutils.for_range(b, quads) as loop:
-            row = b.gep(rows, [b.mul(loop.index, row_bytes)])
+
+        def add_quad(quad: Any, and_fetch: bool) -> None:
+            row = b.gep(rows, [b.mul(quad, row_bytes)])
             row = b.bitcast(row, INTS.as_pointer())
             tile_values = [v.load(row, I64(group)) for group in range(groups)]
-            for group in range(groups) if fetch else ():
+            for group in range(groups) if and_fetch else ():
                 v.fetch(b.gep(row, [I64(group)]), ahead)
             for part, cells in zip(parts, sums, strict=True):
-                weight = v.splat(v.load(part, loop.index), INTS)
+                weight = v.splat(v.load(part, quad), INTS)
                 for value, cell in zip(tile_values, cells, strict=True):
                     b.store(v.add_quad_products(b.load(cell), weight, value, native), cell)
+
+        if fetch:
+            with cgutils.for_range(b, fetched) as loop:
+                add_quad(loop.index, and_fetch=True)
+        with cgutils.for_range(b, quads, start=fetched) as loop:
+            add_quad(loop.index, and_fetch=False)
         for member in range(members):
             place = b.add(out_at, b.mul(out_stride, I64(member)))
             target = v.pointer(out, place, INTS)
@@ -181,14 +192,14 @@ query[query_at + r row_items + 4 quads m + 4 quad + j]. |sum| <= 255 * 128 * 4 q
 quads <= 16,384.
 """
 
-dot_values_1, dot_values_2, dot_values_3 = (_dot_values(n, 4, _NATIVE) for n in range(1, 4))
-dot_values_1_fetching, dot_values_2_fetching, dot_values_3_fetching = (
+dot_values_1, dot_values_2, dot_values_3 = (
     _dot_values(n, 4, _NATIVE, fetch=True) for n in range(1, 4)
 )
 dot_values_16 = _dot_values(1, 1, _NATIVE)
 """dot_values_N(values i8[], value_at, row_bytes, high u8[], low u8[], weight_at, weight_stride,
-quads, out i32[], out_at, out_stride): N members, 64 dimensions; `_fetching` with `ahead`, as above;
-`dot_values_16`: one member, 16.
+quads, out i32[], out_at, out_stride, fetched, ahead): N members, 64 dimensions; begin to fetch what
+lies `ahead` bytes after the first `fetched` quads, at most `quads`. `dot_values_16`, of one member
+and 16 dimensions, fetches nothing and lacks the last two arguments.
 
 For member m and dimension i: out[out_at + m out_stride + i] += sum over quad, j of
 (256 high + low)[weight_at + m weight_stride + 4 quad + j] * values[value_at + row_bytes quad + 4 i
@@ -196,7 +207,8 @@ For member m and dimension i: out[out_at + m out_stride + i] += sum over quad, j
 """
 
 dot_keys_portable, dot_values_portable = _dot_keys(1, 1, 1, False), _dot_values(1, 4, False)
-"""`dot_keys_1` and `dot_values_1` without the processor's dot-product instruction."""
+"""`dot_keys_1` and `dot_values_1` without the processor's dot-product instruction; they fetch
+nothing."""
 
 
 @on_lanes(types.int32, ARRAY, INDEX, types.int32, types.float32, ARRAY, INDEX, INDEX, INDEX, INDEX)
