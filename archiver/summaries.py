@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from archiver.container import (
     Damage,
-    FrameCoding,
     IndexedArchive,
     MachineSection,
     MixerSection,
     PredictorSection,
 )
-from archiver.container.layout import FORMAT_VERSION
-from archiver.errors import UnsupportedVersionError
+from archiver.container.layout import FORMAT_VERSION, coding_of
 
 if TYPE_CHECKING:
     from archiver.steering.sections import SteeringInfo
@@ -155,15 +153,9 @@ def describe(archive: IndexedArchive) -> ArchiveInfo:
 
 def _frame_info(archive: IndexedArchive, number: int) -> FrameInfo:
     fields = archive.frame_header(number)
-    try:
-        coding = FrameCoding(fields.coding)
-    except ValueError:
-        raise UnsupportedVersionError(
-            f"frame {number} has coding {fields.coding}, which needs a newer llmzip"
-        ) from None
     return FrameInfo(
         number=number,
-        coding=coding.name.lower(),
+        coding=coding_of(fields, number).name.lower(),
         content_offset=archive.content_offsets[number - 1],
         content_bytes=fields.content_bytes,
         payload_bytes=fields.payload_bytes,

@@ -408,6 +408,20 @@ def decode_frame_header(data: bytes, number: int) -> FrameHeader:
     )
 
 
+def coding_of(fields: FrameHeader, number: int) -> FrameCoding:
+    """Return how frame `number` is coded.
+
+    Raises:
+        UnsupportedVersionError: the coding is unknown.
+    """
+    try:
+        return FrameCoding(fields.coding)
+    except ValueError:
+        raise UnsupportedVersionError(
+            f"frame {number} has coding {fields.coding}, which needs a newer llmzip"
+        ) from None
+
+
 def frame_is_intact(start: bytes, payload: bytes) -> bool:
     """Return whether a frame's 25 bytes `start` hold the check that they and `payload` have."""
     expected: int = FRAME_HEADER.unpack(start)[5]

@@ -23,6 +23,7 @@ from archiver.container.layout import (
     FrameCoding,
     FrameHeader,
     Header,
+    coding_of,
     decode_frame_header,
     decode_header,
     frame_is_intact,
@@ -44,7 +45,6 @@ from archiver.errors import (
     InputError,
     LimitExceededError,
     TrailerDamagedError,
-    UnsupportedVersionError,
 )
 
 
@@ -125,12 +125,7 @@ def frame_of(
         UnsupportedVersionError: its coding is unknown.
         FrameDamagedError: its coding needs a predictor and the header names none.
     """
-    try:
-        coding = FrameCoding(fields.coding)
-    except ValueError:
-        raise UnsupportedVersionError(
-            f"frame {number} has coding {fields.coding}, which needs a newer llmzip"
-        ) from None
+    coding = coding_of(fields, number)
     model_less = header is None or header.predictor is None or header.mixer is None
     if coding is FrameCoding.PREDICTOR and model_less:
         raise FrameDamagedError(number, "the header that names its model has none or is lost")
