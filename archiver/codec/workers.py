@@ -1,8 +1,9 @@
 """Worker threads that run the model: whole blocks when encoding, steps when decoding.
 
-Every worker runs the model for streams of its own, single-threaded from the first layer to the
-last, so no two pools of threads ever wait for each other and a busy core slows down its own share
-only. Kernels and matrix products release the interpreter's lock.
+When encoding, every worker runs the model for streams of its own, single-threaded from the first
+layer to the last, so that no thread ever waits for another. When decoding, workers make steps
+together where the model can (see `predict.team`). There is no other pool of threads; kernels and
+matrix products release the interpreter's lock.
 
 A serial predictor has one thread, and steps of one token of one stream in both directions.
 """
@@ -22,24 +23,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archiver.predict.kernels import head
-from archiver.predict.kernels.memory import aligned_empty
 from archiver.predict.predictor import Predictor
+from archiver.predict.team import HEAD_ROWS, head_room
 from archiver.types import Float32Array, Int32Array, Int64Array, Progress, UInt32Array
 
 # A step of few streams takes the time in which memory brings the weights, so two threads that
 # each read them are no faster than one (measured: 3 streams, 22 ms a step against 17).
 GROUP_STREAMS_MIN = 4
-HEAD_ROWS = 32  # rows whose products over the vocabulary lie in memory at once
 
 
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def head_room(engine: Predictor, rows: int) -> Float32Array:
-    """Where the products of so many rows over the vocabulary come to lie, float32."""
-    return aligned_empty((rows * engine.vocabulary.size,), np.float32)
 
 
 @dataclass(slots=True)
@@ -49,7 +44,7 @@ class _StreamResult:
 
 
 class Stepper:
-    """Streams in lockstep, in groups that each have a thread.
+    """Streams in lockstep, in groups that each have one thread or more.
 
     A group's weights are asked for by `weights_of`, then `advance` begins its next step; between
     the two, and only there, they are valid. Other groups' steps run meanwhile.
@@ -59,29 +54,28 @@ class Stepper:
     """
 
     def __init__(
-        self, engine: Predictor, pool: ThreadPoolExecutor, groups: int, streams: int, steps: int
+        self, engine: Predictor, pool: ThreadPoolExecutor, threads: int, streams: int, steps: int
     ) -> None:
-        self._engine = engine
+        """Args: threads: of the pool, all of them free; steps: of the longest stream."""
+        self._start_token = engine.start_token
         self._pool = pool
+        members = min(threads, engine.team_threads)
+        # Every thread of the pool that takes part in a step has to run, or the others wait.
+        groups = max(1, min(threads // members, streams // GROUP_STREAMS_MIN))
+        if engine.serial:
+            groups = streams
         edges = [streams * i // groups for i in range(groups + 1)]
-        self.groups = [slice(a, b) for a, b in itertools.pairwise(edges) if a < b]
-        sizes = {group.start: group.stop - group.start for group in self.groups}
-        self._sessions = {
-            start: engine.session(streams=size, tokens=steps, steps=1)
-            for start, size in sizes.items()
+        self.groups = [slice(a, b) for a, b in itertools.pairwise(edges)]
+        self._teams = {
+            group.start: engine.team(
+                streams=group.stop - group.start, tokens=steps, members=members
+            )
+            for group in self.groups
         }
-        size = engine.vocabulary.size
-        tiles = -(-size // head.TILE_RANKS)
-        self._weights = np.empty((streams, size), np.int32)
-        self._cumulative = np.empty((streams, tiles + 1), np.int64)
-        self._logits = {start: np.empty(size, np.float32) for start in sizes}
-        self._rooms = {
-            start: head_room(engine, min(rows, HEAD_ROWS)) for start, rows in sizes.items()
-        }
-        self._jobs: dict[int, Future[None]] = {}
+        self._jobs: dict[int, list[Future[None]]] = {}
         for group in self.groups:
             # No symbol lies before the first, as after an escape.
-            self.advance(group, np.full(sizes[group.start], -1, np.int32))
+            self.advance(group, np.full(group.stop - group.start, -1, np.int32))
 
     def advance(self, group: slice, ranks: Int32Array) -> None:
         """Begin the step in which the model sees one more symbol of each of the group's streams.
@@ -89,8 +83,11 @@ class Stepper:
         Args:
             ranks: int32 [the group's streams], the last symbols, escapes negative.
         """
-        inputs = np.where(ranks < 0, self._engine.start_token, ranks).astype(np.int32)
-        self._jobs[group.start] = self._pool.submit(self._run, group, inputs)
+        inputs = np.where(ranks < 0, self._start_token, ranks).astype(np.int32)
+        team = self._teams[group.start]
+        self._jobs[group.start] = [
+            self._pool.submit(team.run, member, inputs) for member in range(team.members)
+        ]
 
     def weights_of(self, group: slice) -> tuple[Int32Array, Int64Array]:
         """The weights of the next token of every stream of the group, when they are known.
@@ -99,27 +96,14 @@ class Stepper:
             weights, int32 [streams, vocabulary], and their cumulative totals, int64
             [streams, tiles + 1].
         """
-        self._jobs[group.start].result()
-        return self._weights[group], self._cumulative[group]
+        for job in self._jobs[group.start]:
+            job.result()
+        team = self._teams[group.start]
+        return team.weights, team.cumulative
 
     def stop(self) -> None:
         """Wait until no step runs."""
-        wait(self._jobs.values())
-
-    def _run(self, group: slice, inputs: Int32Array) -> None:
-        engine = self._engine
-        codes, scales = self._sessions[group.start].advance(inputs[:, None])
-        for start in range(0, len(codes), HEAD_ROWS):
-            rows = slice(start, start + HEAD_ROWS)
-            products, row_scales, head_scales = engine.head(
-                codes[rows], scales[rows], self._rooms[group.start]
-            )
-            for row, product in enumerate(products):
-                stream = group.start + start + row
-                head.weigh_vocabulary(
-                    product, row_scales[row], head_scales, self._logits[group.start],
-                    self._weights[stream], self._cumulative[stream],
-                )  # fmt: skip
+        wait(itertools.chain(*self._jobs.values()))
 
 
 class ModelWorkers:
@@ -137,10 +121,7 @@ class ModelWorkers:
     @contextmanager
     def stepper(self, streams: int, steps: int) -> Iterator[Stepper]:
         """Streams of at most `steps` symbols, ready for their first step."""
-        groups = max(1, min(self._threads, streams // GROUP_STREAMS_MIN))
-        if self._engine.serial:
-            groups = streams
-        stepper = Stepper(self._engine, self._pool, groups, streams, steps)
+        stepper = Stepper(self._engine, self._pool, self._threads, streams, steps)
         try:
             yield stepper
         finally:

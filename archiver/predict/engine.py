@@ -17,11 +17,12 @@ from archiver.predict.kernels.products import choose_backend
 from archiver.predict.linear import Layer, Linear
 from archiver.predict.session import Session
 from archiver.predict.tables import activation_span
+from archiver.predict.team import TEAM_THREADS_MAX, Team, shares_products
 from archiver.types import Float32Array, Int8Array
 
 if TYPE_CHECKING:
     from archiver.predict.package import ModelPackage
-    from archiver.predict.predictor import Scaled
+    from archiver.predict.predictor import PredictorTeam, Scaled
 
 
 class Engine(EngineBase):
@@ -62,6 +63,17 @@ class Engine(EngineBase):
     def session(self, *, streams: int, tokens: int, steps: int) -> Session:
         """Streams that hold nothing but the soft prompt; arguments as for `Session`."""
         return Session(self, streams=streams, tokens=tokens, steps=steps)
+
+    @property
+    def team_threads(self) -> int:  # type: ignore[override]
+        """How many threads at most can make the steps of some streams together."""
+        return TEAM_THREADS_MAX if shares_products(self) else 1
+
+    def team(self, *, streams: int, tokens: int, members: int) -> PredictorTeam:
+        """Streams for steps by `members` threads, at most `team_threads`."""
+        if shares_products(self):
+            return Team(self, streams=streams, tokens=tokens, members=members)
+        return super().team(streams=streams, tokens=tokens, members=members)
 
     def prepare_thread(self) -> None:
         """The calling thread is ready to run sessions."""

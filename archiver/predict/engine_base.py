@@ -17,8 +17,9 @@ import numpy as np
 from archiver.errors import InvalidModelError, UsageError
 from archiver.predict.engine_config import EngineConfig
 from archiver.predict.kernels.products import INNER_MAX
-from archiver.predict.predictor import PredictorSession, Scaled
+from archiver.predict.predictor import PredictorSession, PredictorTeam, Scaled
 from archiver.predict.tables import LOG2_E, ROTARY_SPAN, activation_span, rotary_angles
+from archiver.predict.team import SoloTeam
 from archiver.text.vocabulary import Vocabulary
 from archiver.types import Float32Array, Int8Array, Int32Array
 
@@ -64,6 +65,7 @@ class EngineBase(ABC):
     """
 
     serial = False
+    team_threads = 1
     block_tokens: ClassVar[int]
     head: ExactHead
 
@@ -129,6 +131,11 @@ class EngineBase(ABC):
             tokens: the longest stream's length, at most STREAM_TOKENS_MAX with the soft prompt.
             steps: the most tokens a stream that one call of `advance` brings.
         """
+
+    def team(self, *, streams: int, tokens: int, members: int) -> PredictorTeam:
+        """Streams for steps by `members` threads, at most `team_threads`."""
+        assert members == 1
+        return SoloTeam(self, streams=streams, tokens=tokens)
 
     @abstractmethod
     def prepare_thread(self) -> None:

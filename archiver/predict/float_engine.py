@@ -28,6 +28,7 @@ from archiver.errors import InvalidModelError, MissingLibraryError
 from archiver.predict.float_models import FloatModel
 from archiver.predict.predictor import Scaled
 from archiver.predict.sources_hf import read_tokenizer
+from archiver.predict.team import SoloTeam
 from archiver.text.vocabulary import Vocabulary, sort_tokens
 from archiver.types import Float32Array, Int32Array, Int64Array
 
@@ -44,6 +45,7 @@ class FloatEngine:
     """
 
     serial = True
+    team_threads = 1
     block_tokens = 1
     lead = 0
 
@@ -101,6 +103,11 @@ class FloatEngine:
         """A stream at its beginning."""
         assert streams == steps == 1
         return FloatSession(self)
+
+    def team(self, *, streams: int, tokens: int, members: int) -> SoloTeam:
+        """A stream at its beginning, for steps by one thread."""
+        assert members == 1
+        return SoloTeam(self, streams=streams, tokens=tokens)
 
     def head(
         self, codes: NDArray[Any], scales: Float32Array, room: Float32Array | None = None

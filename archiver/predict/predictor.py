@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 from numpy.typing import NDArray
 
 from archiver.text.vocabulary import Vocabulary
-from archiver.types import Float32Array, Int32Array
+from archiver.types import Float32Array, Int32Array, Int64Array
 
 Scaled: TypeAlias = tuple[Float32Array, Float32Array, Float32Array]
 """A product [rows, outputs], its scales by row and by output: value = product * (row * output)."""
@@ -31,6 +31,29 @@ class PredictorSession(Protocol):
         Returns:
             what `head` takes: rows, stream by stream, [streams * steps, ...], and their scales,
             float32 [streams * steps].
+        """
+
+
+class PredictorTeam(Protocol):
+    """Some streams, and threads that bring all of them a token further together."""
+
+    @property
+    def members(self) -> int:
+        """How many threads."""
+
+    @property
+    def weights(self) -> Int32Array:
+        """Of every stream's next token after a step, int32 [streams, vocabulary]."""
+
+    @property
+    def cumulative(self) -> Int64Array:
+        """Their totals, int64 [streams, tiles + 1] (see `head.weigh_vocabulary`)."""
+
+    def run(self, number: int, tokens: Int32Array) -> None:
+        """A member's part of a step; all members' parts have to run at the same time.
+
+        Args:
+            tokens: int32 [streams], the last tokens of all streams; `start_token` as in `advance`.
         """
 
 
@@ -71,6 +94,17 @@ class Predictor(Protocol):
 
         Args:
             tokens: the longest stream's length; steps: the most that `advance` brings of each.
+        """
+
+    @property
+    def team_threads(self) -> int:
+        """How many threads at most can make the steps of some streams together."""
+
+    def team(self, *, streams: int, tokens: int, members: int) -> PredictorTeam:
+        """Streams at their beginning, for steps by that many threads.
+
+        Args:
+            tokens: the longest stream's length; members: at most `team_threads`.
         """
 
     @property

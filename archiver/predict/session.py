@@ -137,9 +137,9 @@ class Session:
         tiled = steps >= 8 and engine.head_dim % TILE_BYTES == 0 and engine.backend.tiled
         unit = attention.TILED_POSITIONS if tiled else 16
         rings = engine.cache_slots(streams=streams, tokens=tokens, steps=steps, unit=unit)
-        self._slots = np.zeros((len(engine.layers), engine.kv_heads + 1), np.int32)
-        np.cumsum(rings, axis=1, out=self._slots[:, 1:])
-        self._caches = _caches(engine, [(streams, total) for total in self._slots[:, -1].tolist()])
+        self.slots = np.zeros((len(engine.layers), engine.kv_heads + 1), np.int32)
+        np.cumsum(rings, axis=1, out=self.slots[:, 1:])
+        self.caches = _caches(engine, [(streams, total) for total in self.slots[:, -1].tolist()])
         sink_ring = max(unit, -(-engine.sinks // unit) * unit)
         self.sinks = _caches(engine, [(streams, engine.kv_heads, sink_ring)] * len(engine.layers))
         positions = engine.lead + min(tokens, engine.segment or tokens)
@@ -152,15 +152,15 @@ class Session:
             rows, queries = attention.TOGETHER * group, group
             items = attention.visible_items(window, engine.sinks)
         self._attend = attention.attend_by_tiles if tiled else attention.attend
-        self._scratch: tuple[Any, ...] = (
+        self.scratch: tuple[Any, ...] = (
             aligned_zeros((rows, items), np.int32),
             aligned_zeros((2, items), np.float32),
             aligned_zeros((2, queries, items), np.uint8),
         )
         if tiled:
-            self._scratch += (ROW_SHAPES,)
-        self._rows = _Rows.of(engine, streams * steps)
-        self._angles = engine.rotary(max(positions, engine.window + engine.sinks))
+            self.scratch += (ROW_SHAPES,)
+        self.rows = _Rows.of(engine, streams * steps)
+        self.angles = engine.rotary(max(positions, engine.window + engine.sinks))
         if engine.prompt_sinks is not None:
             self._adopt(engine.prompt_sinks)
 
@@ -174,8 +174,8 @@ class Session:
         self.position = self.engine.lead
         lead = self.engine.lead
         for layer, theirs in enumerate(prompt):
-            slots = self._slots[layer]
-            arrays = (self._caches[layer], self.sinks[layer], theirs)
+            slots = self.slots[layer]
+            arrays = (self.caches[layer], self.sinks[layer], theirs)
             triples = zip(*cast(Sequence[Sequence[NDArray[Any]]], arrays), strict=True)
             for mine, sinks, source in triples:
                 # A tile's items: 16 times head_dim of keys and of values, 16 scales.
@@ -243,9 +243,9 @@ class Session:
         row_position = np.tile(
             np.arange(self.position, self.position + steps, dtype=np.int32), streams
         )
-        if len(self._rows.x) != rows:
-            self._rows = _Rows.of(engine, rows)
-        mine = self._rows
+        if len(self.rows.x) != rows:
+            self.rows = _Rows.of(engine, rows)
+        mine = self.rows
         x, codes, scales, inner_scales = mine.x, mine.codes, mine.scales, mine.inner_scales
         queries = mine.query, mine.query_scale, mine.sink_query, mine.sink_query_scale
 
@@ -253,8 +253,8 @@ class Session:
         if engine.positions is not None:
             families.add_positions(x, engine.positions, row_position)
         for number, layer in enumerate(engine.layers):
-            cache, sinks = self._caches[number], self.sinks[number]
-            places = row_stream, row_position, engine.windows[number], self._slots[number]
+            cache, sinks = self.caches[number], self.sinks[number]
+            places = row_stream, row_position, engine.windows[number], self.slots[number]
             output_gains = layer.output_gains or (None, None)
             layers.normalize(x, engine.epsilon, codes, scales)
             heads = layer.qkv(codes, scales, mine.room)
@@ -262,11 +262,11 @@ class Session:
                 families.normalize_heads(*heads, *layer.head_gains, engine.kv_heads, engine.epsilon)
                 heads = layer.qkv.unscaled(heads[0])
             layers.project_heads(
-                *heads, *self._angles[number], *places, engine.sinks, *queries, *cache, *sinks,
+                *heads, *self.angles[number], *places, engine.sinks, *queries, *cache, *sinks,
                 engine.logit_unit,
             )  # fmt: skip
             self._attend(
-                *queries, *cache, *sinks, *places, engine.layer_sinks(number), *self._scratch,
+                *queries, *cache, *sinks, *places, engine.layer_sinks(number), *self.scratch,
                 mine.attended,
             )  # fmt: skip
             layers.quantize_rows(mine.attended, mine.attended_codes, inner_scales)

@@ -134,7 +134,7 @@ def test_byte_products_of_any_shape(rows: int, outputs: int, inputs: int) -> Non
     packed = np.zeros(-(-outputs // 64) * 64 * inputs, np.uint8)
     byte_products.pack(weights, packed)
     product = np.full((rows, outputs), np.nan, np.float32)
-    byte_products.multiply(packed, codes, product)
+    byte_products.multiply(packed, codes, product, 0, outputs)
     assert np.array_equal(product, exact_product(codes, weights))
 
 

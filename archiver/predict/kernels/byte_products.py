@@ -11,7 +11,8 @@ caches once for all rows of a call.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 
 from archiver.predict.kernels.elementary import KERNEL_OPTIONS
 from archiver.predict.kernels.tiles import (
@@ -32,6 +33,7 @@ from archiver.predict.kernels.vectors import (
 )
 
 OUTPUTS_STEP = 64  # outputs of one step: four tiles, so weights are padded to a multiple
+PANEL_OUTPUTS = 32  # outputs of one step in tile registers
 INPUTS_MAX = ((1 << 31) - 1) // (255 * 127)  # 66,310: longer sums could pass 2^31
 
 
@@ -71,20 +73,20 @@ def _biases(codes, rows, inputs):
 
 
 @njit(**KERNEL_OPTIONS)
-def multiply(packed, codes, product):
-    """product[r, o] = float32(sum over i of codes[r, i] * weights[o, i]).
+def multiply(packed, codes, product, begin, end):
+    """product[r, o] = float32(sum over i of codes[r, i] * weights[o, i]) for begin <= o < end.
 
     Args:
         packed: uint8, see `pack`; codes: int8 [rows, inputs]; product: float32 [rows, outputs].
+        begin: a multiple of 64.
     """
     rows, inputs = codes.shape
-    outputs = product.shape[1]
     quads = inputs >> 2
     flat = codes.reshape(-1)
     sums = np.empty((rows, OUTPUTS_STEP), np.int32)
     flat_sums = sums.reshape(-1)
     bias = _biases(flat, rows, inputs)
-    for first in range(0, outputs, OUTPUTS_STEP):
+    for first in range(begin, end, OUTPUTS_STEP):
         at = first * inputs
         row = 0
         while rows - row >= 6:
@@ -105,45 +107,62 @@ def multiply(packed, codes, product):
             multiply_2(packed, at, flat, code_at, quads, flat_sums, out_at, OUTPUTS_STEP)
         elif rest == 1:
             multiply_1(packed, at, flat, code_at, quads, flat_sums, out_at, OUTPUTS_STEP)
-        last = min(first + OUTPUTS_STEP, outputs)
+        last = min(first + OUTPUTS_STEP, end)
         for row in range(rows):
             _correct(sums[row], bias[row], product[row, first:last])
 
 
 @njit(**KERNEL_OPTIONS)
-def multiply_by_tiles(packed, codes, product, shapes):
+def multiply_by_tiles(packed, codes, product, begin, end, shapes):
     """`multiply` by the processor's tile registers, for inputs a multiple of 64.
 
-    Args: shapes: `tiles.PANEL_SHAPES`.
+    Args:
+        begin: a multiple of 32.
+        shapes: `tiles.PANEL_SHAPES`.
     """
     rows, inputs = codes.shape
     outputs = product.shape[1]
     flat = codes.reshape(-1)
     flat_product = product.reshape(-1)
+    if rows == 0:
+        return
+    # Panels of equal size, the last of which begins early enough to be whole.
+    panels = (rows + 31) >> 5
+    panel = (rows + panels - 1) // panels
     sums = np.empty(32 * 32, np.int32)
     bias = _biases(flat, rows, inputs)
-    whole = rows >> 5 << 5
-    for part in range(2):  # panels of 32 rows, then what is left
-        begin = 0 if part == 0 else whole
-        end = whole if part == 0 else rows
-        if begin == end:
-            continue
-        panel = min(32, end - begin)
-        use_tiles(shapes[panel])
-        for first in range(0, outputs, 32):
-            at = first * inputs
-            for row in range(begin, end, 32):
-                if panel > 16:
-                    multiply_32(packed, at, flat, row * inputs, inputs, sums)
-                else:
-                    multiply_16(packed, at, flat, row * inputs, inputs, sums)
-                if outputs - first >= 32:
-                    for r in range(panel):
-                        place = (row + r) * outputs + first
-                        float_sums(sums, r * 32, bias[row + r], flat_product, place, 2)
-                else:
-                    for r in range(panel):
-                        for j in range(outputs - first):
-                            value = sums[r * 32 + j] - bias[row + r]
-                            product[row + r, first + j] = np.float32(value)
+    use_tiles(shapes[panel])
+    for first in range(begin, end, PANEL_OUTPUTS):
+        at = first * inputs
+        for number in range(panels):
+            row = min(number * panel, rows - panel)
+            if panel > 16:
+                multiply_32(packed, at, flat, row * inputs, inputs, sums)
+            else:
+                multiply_16(packed, at, flat, row * inputs, inputs, sums)
+            if end - first >= PANEL_OUTPUTS:
+                for r in range(panel):
+                    place = (row + r) * outputs + first
+                    float_sums(sums, r * 32, bias[row + r], flat_product, place, 2)
+            else:
+                for r in range(panel):
+                    for j in range(end - first):
+                        value = sums[r * 32 + j] - bias[row + r]
+                        product[row + r, first + j] = np.float32(value)
     release_tiles()
+
+
+def multiply_some(packed, codes, product, begin, end, shapes):
+    """`multiply_by_tiles`, or `multiply` where `shapes` is None; for kernels to call."""
+    raise NotImplementedError
+
+
+@overload(multiply_some)
+def _by_what_is_there(packed, codes, product, begin, end, shapes):
+    # Only the one that is called may be compiled: a processor without tile registers has no
+    # instructions for them.
+    if isinstance(shapes, types.NoneType):
+        return lambda packed, codes, product, begin, end, shapes: multiply(
+            packed, codes, product, begin, end
+        )
+    return multiply_by_tiles.py_func

@@ -63,11 +63,11 @@ class VnniProduct(Product):
         if not has_byte_dot_product() or inputs % 4 or inputs > byte_products.INPUTS_MAX:
             raise NotImplementedError("no byte dot products, or not for this size")
         padded = -(-outputs // byte_products.OUTPUTS_STEP) * byte_products.OUTPUTS_STEP
-        self._packed = large_pages(padded * inputs)
-        byte_products.pack(np.ascontiguousarray(weights), self._packed)
+        self.packed = large_pages(padded * inputs)
+        byte_products.pack(np.ascontiguousarray(weights), self.packed)
 
     def __call__(self, codes: Int8Array, product: Float32Array) -> None:
-        byte_products.multiply(self._packed, codes, product)
+        byte_products.multiply(self.packed, codes, product, 0, product.shape[1])
 
 
 class AmxProduct(VnniProduct):
@@ -80,7 +80,9 @@ class AmxProduct(VnniProduct):
         super().__init__(weights)
 
     def __call__(self, codes: Int8Array, product: Float32Array) -> None:
-        byte_products.multiply_by_tiles(self._packed, codes, product, PANEL_SHAPES)
+        byte_products.multiply_by_tiles(
+            self.packed, codes, product, 0, product.shape[1], PANEL_SHAPES
+        )
 
 
 _OWN: dict[str, type[Product]] = {"amx": AmxProduct, "vnni": VnniProduct}

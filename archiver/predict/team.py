@@ -1,0 +1,185 @@
+"""Streams in lockstep, a token a step, on one thread or on several that share the products.
+
+Source: FORMAT.md, "Predictor".
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from archiver.predict.kernels import layers
+from archiver.predict.kernels.byte_products import OUTPUTS_STEP, PANEL_OUTPUTS
+from archiver.predict.kernels.head import TILE_RANKS, weigh_vocabulary
+from archiver.predict.kernels.meeting import abandon, new_meeting
+from archiver.predict.kernels.memory import aligned_empty
+from archiver.predict.kernels.products import VnniProduct
+from archiver.predict.kernels.team import step_layer, weigh_streams
+from archiver.predict.kernels.tiles import PANEL_SHAPES
+
+if TYPE_CHECKING:
+    from archiver.predict.engine import Engine
+    from archiver.predict.linear import Linear
+    from archiver.predict.predictor import Predictor
+    from archiver.predict.session import Session
+    from archiver.types import Float32Array, Int32Array, Int64Array, UInt8Array
+
+# More threads have less to do between two meetings; measured with two only.
+TEAM_THREADS_MAX = 4
+HEAD_ROWS = 32  # rows whose products over the vocabulary lie in memory at once
+
+
+def head_room(predictor: Predictor, rows: int) -> Float32Array:
+    """Where the products of so many rows over the vocabulary come to lie, float32."""
+    return aligned_empty((rows * predictor.vocabulary.size,), np.float32)
+
+
+def _weights_of(streams: int, size: int) -> tuple[Int32Array, Int64Array]:
+    """Memory for weights and their totals, as `PredictorTeam` has them."""
+    tiles = -(-size // TILE_RANKS)
+    return np.empty((streams, size), np.int32), np.empty((streams, tiles + 1), np.int64)
+
+
+class SoloTeam:
+    """A team of one thread, for any predictor; attributes as for `Team`."""
+
+    members = 1
+
+    def __init__(self, predictor: Predictor, *, streams: int, tokens: int) -> None:
+        self._predictor = predictor
+        self._session = predictor.session(streams=streams, tokens=tokens, steps=1)
+        self.weights, self.cumulative = _weights_of(streams, predictor.vocabulary.size)
+        self._logits = np.empty(predictor.vocabulary.size, np.float32)
+        self._room = head_room(predictor, min(streams, HEAD_ROWS))
+
+    def run(self, number: int, tokens: Int32Array) -> None:
+        """A step of all streams; arguments as for `Team.run`."""
+        codes, scales = self._session.advance(tokens[:, None])
+        for start in range(0, len(codes), HEAD_ROWS):
+            rows = slice(start, start + HEAD_ROWS)
+            products, row_scales, head_scales = self._predictor.head(
+                codes[rows], scales[rows], self._room
+            )
+            for row, product in enumerate(products):
+                weigh_vocabulary(
+                    product, row_scales[row], head_scales, self._logits, self.weights[start + row],
+                    self.cumulative[start + row],
+                )  # fmt: skip
+
+
+class Team:
+    """Some streams, and threads that bring all of them a token further together.
+
+    Attributes:
+        members: threads.
+        weights: int32 [streams, vocabulary], of the next tokens after a step; cumulative: int64
+            [streams, tiles + 1] (see `head.weigh_vocabulary`).
+    """
+
+    def __init__(self, engine: Engine, *, streams: int, tokens: int, members: int) -> None:
+        """Args: tokens: the longest stream's length; members: all of which have to run at once."""
+        self.members = members
+        self._engine = engine
+        size = engine.vocabulary.size
+        self.weights, self.cumulative = _weights_of(streams, size)
+        width, ffn = engine.heads * engine.head_dim, engine.ffn
+        self._codes = aligned_empty((streams, engine.hidden), np.int8)
+        self._scales, self._inner_scales = np.empty((2, streams), np.float32)
+        self._attended_codes = aligned_empty((streams, width), np.int8)
+        self._activated_codes = aligned_empty((streams, ffn), np.int8)
+        self._room = aligned_empty((streams * size,), np.float32)
+        self._meeting = new_meeting()
+        edges = [streams * number // members for number in range(members + 1)]
+        self._members = [
+            _Member(engine, first, last, tokens, number, members)
+            for number, (first, last) in enumerate(itertools.pairwise(edges))
+        ]
+
+    def run(self, number: int, tokens: Int32Array) -> None:
+        """A member's part of a step; all members' parts have to run at the same time.
+
+        Args:
+            tokens: int32 [streams], the last tokens of all streams, embedding rows.
+        """
+        try:
+            self._step(self._members[number], tokens)
+        except BaseException:
+            abandon(self._meeting)
+            raise
+
+    def _step(self, member: _Member, tokens: Int32Array) -> None:
+        engine, session = self._engine, member.session
+        first, last, met = member.first, member.last, member.met
+        mine = session.rows
+        queries = mine.query, mine.query_scale, mine.sink_query, mine.sink_query_scale
+        row_position = np.full(last - first, session.position, np.int32)
+        layers.embed(tokens[first:last], engine.embed_codes, engine.embed_scales, mine.x)
+        for number, layer in enumerate(engine.layers):
+            matrices = layer.qkv, layer.o, layer.up, layer.down
+            places = member.streams, row_position, engine.windows[number], session.slots[number]
+            step_layer(
+                self._meeting, met, self.members, first, last, mine.x, mine.attended, self._codes,
+                self._scales, self._inner_scales, self._attended_codes, self._activated_codes,
+                self._room, tuple(_packed(matrix) for matrix in matrices),
+                tuple(matrix.scales for matrix in matrices), member.outputs, member.shapes,
+                session.angles[number], places, engine.sinks, engine.layer_sinks(number), queries,
+                session.caches[number], session.sinks[number], session.scratch, engine.epsilon,
+                engine.logit_unit, engine.span,
+            )  # fmt: skip
+        begin, end = member.head_outputs
+        weigh_streams(
+            self._meeting, met, self.members, first, last, mine.x, self._codes, self._scales,
+            self._room, _packed(engine.head), engine.head.scales, begin, end, member.shapes,
+            engine.epsilon, self.weights, self.cumulative,
+        )  # fmt: skip
+        session.position += 1
+
+
+class _Member:
+    """A thread's share.
+
+    Attributes:
+        first, last: its streams; session: their state.
+        met: int64 [1], arrivals at the meeting that it has expected so far.
+        outputs: int64 [4, 2], its outputs of qkv, o, up and down; head_outputs: of the head.
+    """
+
+    def __init__(
+        self, engine: Engine, first: int, last: int, tokens: int, number: int, members: int
+    ) -> None:
+        self.first, self.last = first, last
+        self.session: Session = engine.session(streams=last - first, tokens=tokens, steps=1)
+        self.streams = np.arange(last - first, dtype=np.int32)
+        self.met = np.zeros(1, np.int64)
+        self.shapes = PANEL_SHAPES if engine.backend.tiled else None
+        unit = PANEL_OUTPUTS if engine.backend.tiled else OUTPUTS_STEP
+        layer = engine.layers[0]
+        self.outputs = np.stack(
+            [_share(len(matrix.scales), unit, number, members)
+             for matrix in (layer.qkv, layer.o, layer.up, layer.down)]
+        )  # fmt: skip
+        self.head_outputs: tuple[int, int] = tuple(
+            _share(len(engine.head.scales), unit, number, members).tolist()
+        )
+
+
+def _share(outputs: int, unit: int, number: int, members: int) -> Int64Array:
+    """A member's outputs, first and end, int64 [2]: whole units, about as many as any other's."""
+    units = -(-outputs // unit)
+    edges = [min(outputs, unit * (units * n // members)) for n in (number, number + 1)]
+    return np.array(edges, np.int64)
+
+
+def _packed(matrix: Linear) -> UInt8Array:
+    assert isinstance(matrix.product, VnniProduct)
+    return matrix.product.packed
+
+
+def shares_products(engine: Engine) -> bool:
+    """Whether an engine can have a `Team`: our own products, and layers as Llama's are."""
+    family = engine.family
+    others = family.biased or family.head_norms or family.output_norms or family.parallel
+    plain = family.activation == "silu" and family.gated and not (family.positions or others)
+    return plain and issubclass(engine.backend, VnniProduct)

@@ -1,0 +1,146 @@
+"""A team's step gives the weights that one thread's session gives, whoever does which part."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from archiver.predict import registry, team
+from archiver.predict.engine import Engine
+from archiver.predict.kernels import meeting, products
+from archiver.predict.package import ModelPackage
+from archiver.predict.predictor import PredictorTeam
+from archiver.predict.soft_prompt import SoftPrompt
+from archiver.predict.team import SoloTeam, Team, shares_products
+from tests.support.tiny_models import LOCAL_HEADS, make_tiny_hf_folder
+
+from .engines import engine_of
+
+STEPS = 40  # beyond the narrow window
+
+
+@pytest.fixture(scope="module", params=["narrow", "wide"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
+    """A small random model; every size of the wide one suits tile registers."""
+    sizes = {"hidden": 64, "heads": 3, "kv_heads": 1, "head_dim": 64, "ffn": 128}
+    folder = make_tiny_hf_folder(
+        tmp_path_factory.mktemp("source") / "model", seed=2,
+        **(sizes if request.param == "wide" else {}),
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMZIP_HOME", str(tmp_path_factory.mktemp("home")))
+        registry.add(folder, name="model", local_heads=LOCAL_HEADS)
+        return registry.resolve("model")
+
+
+def engines(model: ModelPackage, **settings: Any) -> list[Engine]:
+    """One engine for every own product that is exact here."""
+    found = []
+    for name in ("amx", "vnni"):
+        probe = engine_of(model, matmul="float32")
+        if products.is_exact(products.backend_named(name), probe.inner_sizes):
+            found.append(engine_of(model, matmul=name, **settings))
+    return found
+
+
+def steps(run: PredictorTeam, tokens: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weights and totals after every step."""
+    found = []
+    with ThreadPoolExecutor(run.members) as pool:
+        for step in range(tokens.shape[1]):
+            last = np.ascontiguousarray(tokens[:, step])
+            for job in [pool.submit(run.run, member, last) for member in range(run.members)]:
+                job.result()
+            found.append((run.weights.copy(), run.cumulative.copy()))
+    return found
+
+
+def tokens_of(model: ModelPackage, streams: int) -> np.ndarray:
+    count = model.config["tokens"]
+    assert isinstance(count, int)
+    return np.random.default_rng(5).integers(0, count, (streams, STEPS)).astype(np.int32)
+
+
+@pytest.mark.parametrize("streams", [1, 2, 5, 33, 47])
+@pytest.mark.parametrize("members", [1, 2, 3])
+def test_a_team_equals_one_thread(model: ModelPackage, streams: int, members: int) -> None:
+    tokens = tokens_of(model, streams)
+    plain = engine_of(model, matmul="float32", window=24)
+    expected = steps(plain.team(streams=streams, tokens=STEPS, members=1), tokens)
+    for engine in engines(model, window=24):
+        shared = Team(engine, streams=streams, tokens=STEPS, members=members)
+        for found, wanted in zip(steps(shared, tokens), expected, strict=True):
+            assert np.array_equal(found[0], wanted[0])
+            assert np.array_equal(found[1], wanted[1])
+
+
+def test_a_team_sees_a_soft_prompt(model: ModelPackage) -> None:
+    generator = np.random.default_rng(3)
+    prompt = SoftPrompt(
+        codes=generator.integers(-127, 128, (5, int(model.config["hidden"]))).astype(np.int8),
+        scales=np.full(5, 0.01, np.float32),
+    )
+    tokens = tokens_of(model, 3)
+    plain = engine_of(model, matmul="float32").steered(prompt)
+    expected = steps(plain.team(streams=3, tokens=STEPS, members=1), tokens)
+    for engine in engines(model):
+        shared = engine.steered(prompt).team(streams=3, tokens=STEPS, members=2)
+        for found, wanted in zip(steps(shared, tokens), expected, strict=True):
+            assert np.array_equal(found[0], wanted[0])
+
+
+def test_which_engines_share_products(model: ModelPackage) -> None:
+    plain = engine_of(model, matmul="float32")
+    assert not shares_products(plain)
+    assert plain.team_threads == 1
+    assert isinstance(plain.team(streams=2, tokens=9, members=1), SoloTeam)
+    for engine in engines(model):
+        assert engine.team_threads == team.TEAM_THREADS_MAX
+        assert isinstance(engine.team(streams=2, tokens=9, members=2), Team)
+
+
+def test_a_member_that_fails_leaves_nobody_waiting(
+    model: ModelPackage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for engine in engines(model):
+        shared = Team(engine, streams=4, tokens=STEPS, members=2)
+        tokens = np.ascontiguousarray(tokens_of(model, 4)[:, 0])
+        whole = team.step_layer
+        failing = threading.get_ident()
+
+        def step_layer(*arguments: Any, whole: Any = whole) -> None:
+            if threading.get_ident() == failing:
+                raise MemoryError("no room")
+            whole(*arguments)
+
+        with monkeypatch.context() as patched, ThreadPoolExecutor(1) as pool:
+            patched.setattr(team, "step_layer", step_layer)
+            other = pool.submit(shared.run, 1, tokens)
+            with pytest.raises(MemoryError, match="no room"):
+                shared.run(0, tokens)
+            other.result(timeout=60)
+
+
+def test_all_see_what_was_written_before_a_meeting() -> None:
+    members, rounds = 3, 200
+    place = meeting.new_meeting()
+    written = np.zeros(members, np.int64)
+    wrong: list[int] = []
+
+    def take_part(number: int) -> None:
+        for turn in range(1, rounds + 1):
+            written[number] = turn
+            meeting.meet(place, members * (2 * turn - 1))
+            if (written != turn).any():
+                wrong.append(turn)
+            meeting.meet(place, members * 2 * turn)
+
+    with ThreadPoolExecutor(members) as pool:
+        for job in [pool.submit(take_part, number) for number in range(members)]:
+            job.result()
+    assert not wrong
+    assert place[0] == 2 * members * rounds
