@@ -24,8 +24,10 @@ from archiver.errors import LimitExceededError, UnsupportedVersionError
 from archiver.levels import LEVELS, Chunking
 from archiver.mixing.parameters import MixerParameters
 from archiver.options import CompressOptions
+from archiver.predict import team
 from archiver.predict.engine import Engine
 from archiver.predict.engine_base import ENGINE_VERSION
+from archiver.predict.kernels.products import BACKEND_VARIABLE
 from archiver.predict.package import ModelPackage
 
 TEXT = (
@@ -134,6 +136,11 @@ def test_threads_and_blocks_change_nothing(
         codec = make_codec(tiny)
         assert codec.encode(content) == payload
         assert codec.decode(payload, len(content)) == content
+        # Without products of our own, every group of streams has one thread.
+        monkeypatch.setattr(team, "HEAD_ROWS", rows)
+        monkeypatch.setenv(BACKEND_VARIABLE, "float32")
+        assert make_codec(tiny, threads=3).decode(payload, len(content)) == content
+        monkeypatch.delenv(BACKEND_VARIABLE)
 
 
 def test_chunks_and_windows_are_settings_of_the_archive(tiny: ModelPackage) -> None:
