@@ -31,6 +31,7 @@ class Engine(EngineBase):
     """
 
     block_tokens = 128
+    head: Linear
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class Engine(EngineBase):
         return Session(self, streams=streams, tokens=tokens, steps=steps)
 
     @property
-    def team_threads(self) -> int:  # type: ignore[override]
+    def team_threads(self) -> int:
         """How many threads at most can make the steps of some streams together."""
         return TEAM_THREADS_MAX if shares_products(self) else 1
 

@@ -65,7 +65,6 @@ class EngineBase(ABC):
     """
 
     serial = False
-    team_threads = 1
     block_tokens: ClassVar[int]
     head: ExactHead
 
@@ -131,6 +130,11 @@ class EngineBase(ABC):
             tokens: the longest stream's length, at most STREAM_TOKENS_MAX with the soft prompt.
             steps: the most tokens a stream that one call of `advance` brings.
         """
+
+    @property
+    def team_threads(self) -> int:
+        """How many threads at most can make the steps of some streams together."""
+        return 1
 
     def team(self, *, streams: int, tokens: int, members: int) -> PredictorTeam:
         """Streams for steps by `members` threads, at most `team_threads`."""

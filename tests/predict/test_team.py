@@ -110,10 +110,9 @@ def test_a_member_that_fails_leaves_nobody_waiting(
         shared = Team(engine, streams=4, tokens=STEPS, members=2)
         tokens = np.ascontiguousarray(tokens_of(model, 4)[:, 0])
         whole = team.step_layer
-        failing = threading.get_ident()
 
         def step_layer(*arguments: Any, whole: Any = whole) -> None:
-            if threading.get_ident() == failing:
+            if threading.current_thread() is threading.main_thread():
                 raise MemoryError("no room")
             whole(*arguments)
 
