@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from archiver.predict.kernels import layers
-from archiver.predict.kernels.byte_products import OUTPUTS_STEP, PANEL_OUTPUTS
 from archiver.predict.kernels.head import TILE_RANKS, weigh_vocabulary
 from archiver.predict.kernels.meeting import abandon, new_meeting
 from archiver.predict.kernels.memory import aligned_empty
@@ -154,7 +153,8 @@ class _Member:
         self.streams = np.arange(last - first, dtype=np.int32)
         self.met = np.zeros(1, np.int64)
         self.shapes = PANEL_SHAPES if engine.backend.tiled else None
-        unit = PANEL_OUTPUTS if engine.backend.tiled else OUTPUTS_STEP
+        assert issubclass(engine.backend, VnniProduct)
+        unit = engine.backend.outputs_step
         layer = engine.layers[0]
         self.outputs = np.stack(
             [_share(len(matrix.scales), unit, number, members)

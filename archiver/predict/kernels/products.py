@@ -56,7 +56,10 @@ class Product(ABC):
 
 
 class VnniProduct(Product):
+    """Attributes: packed: uint8, the weights as `byte_products` lays them out."""
+
     name = "vnni"
+    outputs_step: ClassVar[int] = byte_products.OUTPUTS_STEP
 
     def __init__(self, weights: Int8Array) -> None:
         outputs, inputs = weights.shape
@@ -67,22 +70,25 @@ class VnniProduct(Product):
         byte_products.pack(np.ascontiguousarray(weights), self.packed)
 
     def __call__(self, codes: Int8Array, product: Float32Array) -> None:
-        byte_products.multiply(self.packed, codes, product, 0, product.shape[1])
+        self.multiply(codes, product, 0, product.shape[1])
+
+    def multiply(self, codes: Int8Array, product: Float32Array, begin: int, end: int) -> None:
+        """product[:, begin:end] alone; begin is a multiple of `outputs_step`."""
+        byte_products.multiply(self.packed, codes, product, begin, end)
 
 
 class AmxProduct(VnniProduct):
     name = "amx"
     tiled = True
+    outputs_step = byte_products.PANEL_OUTPUTS
 
     def __init__(self, weights: Int8Array) -> None:
         if not has_tile_registers() or weights.shape[1] % TILE_BYTES:
             raise NotImplementedError("no tile registers, or not for this size")
         super().__init__(weights)
 
-    def __call__(self, codes: Int8Array, product: Float32Array) -> None:
-        byte_products.multiply_by_tiles(
-            self.packed, codes, product, 0, product.shape[1], PANEL_SHAPES
-        )
+    def multiply(self, codes: Int8Array, product: Float32Array, begin: int, end: int) -> None:
+        byte_products.multiply_by_tiles(self.packed, codes, product, begin, end, PANEL_SHAPES)
 
 
 _OWN: dict[str, type[Product]] = {"amx": AmxProduct, "vnni": VnniProduct}
