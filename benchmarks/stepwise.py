@@ -179,15 +179,14 @@ def time_transformers(
     import torch
 
     from archiver.predict import registry
-    from archiver.predict.sources import read_source
     from archiver.text.framing import symbols_of
     from archiver.text.tokenizer import TextTokenizer
     from archiver.text.vocabulary import Vocabulary
-    from benchmarks.weights import check_same_model, transformers_model
+    from benchmarks.weights import check_same_model, read_weights, transformers_model
 
     torch.set_num_threads(threads)
     package = registry.resolve(model)
-    source = read_source(Path(weights_file))
+    source = read_weights(model, Path(weights_file))
     check_same_model(source, package)
     tokenizer = TextTokenizer(package)
     content = Path(text_file).read_bytes()
