@@ -6,6 +6,8 @@
     compare      `files`: every program on every file ── table, chart
     theory       `theory`: ideal bits in float32 ── float_llama, weights
     stepwise     `stepwise`: llmzip's speed against token-by-token inference
+    speed/       `speed`: by stage, against the bare products; a roofline
+    sweep/       `sweep`: over sizes, levels, windows, ... ── experiment_file, resumable
     steering/    `steering`: what steering vectors save ── experiment_file, resumable
     predictors/  `predictors`: pruned, quantized, healed models ── experiment_file, resumable
     readme       tables of records in the README

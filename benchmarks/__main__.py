@@ -1,5 +1,5 @@
-"""python -m benchmarks COMMAND: files, theory, stepwise, speed, mixer, steering, predictors, curve,
-readme"""
+"""python -m benchmarks COMMAND: files, theory, stepwise, speed, sweep, mixer, steering, predictors,
+curve, readme"""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ _output = click.option(
 )  # fmt: skip
 
 
+_model = click.option("--model", help="llmzip's model; the default one if not given.")
+
+
 def _with_options(command: _Command, options: Iterable[Callable[[_Command], _Command]]) -> _Command:
     for option in reversed([*options]):
         command = option(command)
@@ -43,7 +46,7 @@ def _with_options(command: _Command, options: Iterable[Callable[[_Command], _Com
 def _common_options(command: _Command) -> _Command:
     options = (
         _output,
-        click.option("--model", help="llmzip's model; the default one if not given."),
+        _model,
         click.option("--threads", type=click.IntRange(min=1),
                      help="Threads of llmzip and transformers; one a core if not given."),
         click.option("--level", type=click.IntRange(1, 9), help="llmzip's level."),
@@ -55,6 +58,10 @@ def _common_options(command: _Command) -> _Command:
 _gguf = click.option(
     "--gguf", type=_PATH, help="What the model was made from: a GGUF or a Hugging Face folder."
 )
+_steps = click.option(
+    "--tokens", type=click.IntRange(min=1), default=200, show_default=True,
+    help="Steps of transformers to time at each context.",
+)  # fmt: skip
 _bytes = click.option(
     "--bytes", "limit_bytes", type=click.IntRange(min=1), help="Only the file's beginning."
 )
@@ -209,8 +216,7 @@ def theory(
 @main.command()
 @click.argument("file", type=_PATH, metavar="FILE")
 @_bytes
-@click.option("--tokens", type=click.IntRange(min=1), default=200, show_default=True,
-              help="Steps of transformers to time at each context.")  # fmt: skip
+@_steps
 @_gguf
 @_common_options
 def stepwise(
@@ -225,7 +231,7 @@ def stepwise(
     window: int | None,
 ) -> None:
     """Compare llmzip's speed with transformers called token by token."""
-    from benchmarks.stepwise import compare_with_stepwise
+    from benchmarks.stepwise import compare_with_stepwise, speed_rows
     from benchmarks.table import aligned
 
     (given,) = _inputs([file])
@@ -237,18 +243,10 @@ def stepwise(
         )  # fmt: skip
     record_path = _record_path(output, "stepwise")
     write_json(record_path, found.record)
-    baselines = [speed.name for speed in found.speeds if not speed.ratios]
-    columns = [f"x {name.removeprefix('transformers, ')}" for name in baselines]
-    rows = [("", "tokens/s", "bytes/s", *columns)]
-    for speed in found.speeds:
-        ratios = [f"{speed.ratios[name]:.1f}" if speed.ratios else "" for name in baselines]
-        rows.append(
-            (speed.name, f"{speed.tokens_per_s:,.1f}", f"{speed.bytes_per_s:,.0f}", *ratios)
-        )
     _warn_if_busy(found.record)
     (measured,) = found.record["inputs"]
     click.echo(f"{measured['file']}  {measured['bytes']:,} bytes, {measured['tokens']:,} tokens")
-    click.echo("\n".join(aligned(rows)))
+    click.echo("\n".join(aligned(speed_rows(found.speeds))))
     click.echo(f"\nrecord {record_path}", err=True)
 
 
@@ -257,39 +255,40 @@ def stepwise(
 @_bytes
 @click.option("--stage-bytes", type=click.IntRange(min=1000), default=60_000, show_default=True,
               help="How much of the text the stages are timed on.")  # fmt: skip
+@_steps
+@_gguf
 @_common_options
 def speed(
     file: Path,
     limit_bytes: int | None,
     stage_bytes: int,
+    tokens: int,
+    gguf: Path | None,
     output: Path,
     model: str | None,
     threads: int | None,
     level: int | None,
     window: int | None,
 ) -> None:
-    """Split llmzip's time by stage, and compare it with the bare matrix products."""
-    from benchmarks.speed import measure_speed
-    from benchmarks.table import aligned
+    """Split llmzip's time by stage, and compare it with the bare matrix products, with what the
+    machine can do, and with transformers."""
+    from benchmarks.speed.charts import draw
+    from benchmarks.speed.record import measure_speed
+    from benchmarks.speed.tables import tables
 
     (given,) = _inputs([file])
     settings = LlmzipSettings(model=model, threads=threads, level=level, window_tokens=window)
     with _errors_shown(), tqdm(bar_format="{desc}", leave=False, disable=None) as bar:
         found = measure_speed(
-            given, settings, limit_bytes=limit_bytes, stage_bytes=stage_bytes,
-            progress=bar.set_description,
+            given, settings, limit_bytes=limit_bytes, stage_bytes=stage_bytes, tokens=tokens,
+            weights=gguf, progress=bar.set_description,
         )  # fmt: skip
     record_path = _record_path(output, "speed")
-    write_json(record_path, found.record)
-    _warn_if_busy(found.record)
-    for direction in found.directions:
-        click.echo(
-            f"{direction.name}: {direction.wall_s:.1f} s, {direction.ratio:.2f} times the floor of "
-            f"{direction.floor_s:.1f} s ({direction.rows} rows a product)"
-        )
-        rows = [("", "us/token, one thread")]
-        rows += [(stage, f"{us:,.1f}") for stage, us in direction.stages_us.items()]
-        click.echo("\n".join(aligned(rows)))
+    write_json(record_path, found)
+    _warn_if_busy(found)
+    click.echo(tables(found))
+    click.echo(f"\nrecord {record_path}", err=True)
+    _draw_charts(found, record_path, draw)
 
 
 @main.command()
@@ -349,7 +348,7 @@ def _experiment_options(command: _Command) -> _Command:
 
 @main.command()
 @_experiment_options
-@click.option("--model", help="llmzip's model; the default one if not given.")
+@_model
 def steering(
     file: Path, texts: Path, output: Path, threads: int | None, show: bool, model: str | None
 ) -> None:
@@ -359,6 +358,33 @@ def steering(
     from benchmarks.steering.experiment import read_experiment
     from benchmarks.steering.record import BENCHMARK, run_experiment
     from benchmarks.steering.tables import tables
+
+    with _errors_shown():
+        experiment = read_experiment(file)
+
+        def records(report: Progress) -> Iterator[dict[str, Any]]:
+            return run_experiment(
+                experiment, folder=texts, output=output, model=model or DEFAULT_MODEL,
+                threads=threads, progress=report,
+            )  # fmt: skip
+
+        path = record_path(output, BENCHMARK, experiment.common.name)
+        record = read_record(path, BENCHMARK) if show else _last(records)
+    _show_experiment(record, path, tables, draw)
+
+
+@main.command()
+@_experiment_options
+@_model
+def sweep(
+    file: Path, texts: Path, output: Path, threads: int | None, show: bool, model: str | None
+) -> None:
+    """Measure llmzip over sizes, levels, windows, streams or threads; what was, is not again."""
+    from archiver.options import DEFAULT_MODEL
+    from benchmarks.sweep.charts import draw
+    from benchmarks.sweep.experiment import read_experiment
+    from benchmarks.sweep.record import BENCHMARK, run_experiment
+    from benchmarks.sweep.tables import tables
 
     with _errors_shown():
         experiment = read_experiment(file)
@@ -420,13 +446,22 @@ def _show_experiment(
         _warn_if_busy(record["sessions"][-1])
     click.echo(f"{record['title']}\n\n{tables(record)}")
     click.echo(f"\nrecord {path}", err=True)
+    _draw_charts(record, path, draw)
+    if not all(row["verified"] for row in record["rows"]):
+        sys.exit(1)
+
+
+def _draw_charts(
+    record: Mapping[str, Any],
+    path: Path,
+    draw: Callable[[Mapping[str, Any], Path], Sequence[Path]],
+) -> None:
+    """Draw a record's charts beside it, where matplotlib is there."""
     try:
         for chart in draw(record, path.with_suffix(".png")):
             click.echo(f"chart  {chart}", err=True)
     except ImportError:
         click.echo("no chart: matplotlib is not installed", err=True)
-    if not all(row["verified"] for row in record["rows"]):
-        sys.exit(1)
 
 
 def _inputs(paths: tuple[Path, ...] | list[Path]) -> list[InputFile]:
@@ -441,7 +476,7 @@ def _errors_shown() -> Iterator[None]:
     """Turn errors with a message for the user into Click's."""
     from archiver.errors import ArchiverError
     from benchmarks.experiment_file import ExperimentError
-    from benchmarks.speed import SpeedError
+    from benchmarks.speed.record import SpeedError
     from benchmarks.stepwise import StepwiseError
     from benchmarks.theory import TheoryError
     from benchmarks.weights import WeightsError

@@ -47,6 +47,13 @@ def coder_versions() -> dict[str, int]:
     return {"engine_version": ENGINE_VERSION, "mixer_version": MIXER_VERSION}
 
 
+def model_identity(model: str) -> dict[str, Any]:
+    """Return what decides an archive's integers besides the settings."""
+    from archiver.predict import registry
+
+    return {"package_fingerprint": registry.resolve(model).fingerprint, **coder_versions()}
+
+
 def git_state(folder: Path) -> dict[str, Any]:
     """Return the commit, and whether tracked or new files differ from it; None where unknown."""
     commit = _git(folder, "rev-parse", "HEAD")

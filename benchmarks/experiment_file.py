@@ -161,12 +161,13 @@ def named_records(record: type[_Record], what: str, entries: Any) -> tuple[_Reco
     Raises:
         ExperimentError: there is none, one is malformed, or two have the same name.
     """
+    several = what if what.endswith("s") else f"{what}s"
     if not isinstance(entries, list) or not entries:
-        raise ExperimentError(f"no {what}s")
+        raise ExperimentError(f"no {several}")
     found = tuple(of_table(record, what, entry) for entry in entries)
     names = [entry["name"] for entry in entries]
     if len(set(names)) < len(names):
-        raise ExperimentError(f"two {what}s have the same name")
+        raise ExperimentError(f"two {several} have the same name")
     return found
 
 
@@ -184,6 +185,9 @@ def of_table(record: type[_Record], where: str, table: Any) -> _Record:
     for key, value in table.items():
         if key not in fields:
             raise ExperimentError(f"unknown key {key!r} in {where}")
+        if dataclasses.is_dataclass(hints[key]):
+            values[key] = of_table(hints[key], f"{key} in {where}", value)
+            continue
         if not _fits(value, hints[key]):
             raise ExperimentError(f"{key} in {where} cannot be {value!r}")
         values[key] = tuple(value) if isinstance(value, list) else value

@@ -31,6 +31,7 @@ from benchmarks.weights import find_weights
 
 WARM_UP_TOKENS = 5
 CONTEXTS = (0, 1000)  # tokens that lie before the first measured step
+FORCED_BLOCK_TOKENS = 2048  # that transformers reads at once, teacher-forced
 
 
 class StepwiseError(Exception):
@@ -44,7 +45,7 @@ class Speed:
     Attributes:
         name: which.
         tokens_per_s: measured; bytes_per_s: by the whole text's bytes a token.
-        ratios: how many times the speed of each stepwise row, by its name.
+        ratios: how many times the speed of each of transformers' rows, by its name.
     """
 
     name: str
@@ -128,26 +129,33 @@ def compare_with_stepwise(
 
 
 def speeds_of(
-    content_bytes: int, file_tokens: int, steps: Sequence[dict[str, Any]], measured: Measured
+    content_bytes: int,
+    file_tokens: int,
+    steps: Sequence[dict[str, Any]],
+    measured: Measured,
+    forced: dict[str, Any] | None = None,
 ) -> list[Speed]:
-    """Return the speed of every stepwise context, then of llmzip both ways.
+    """Return the speed of every way to run transformers, then of llmzip both ways.
 
     Args:
         content_bytes, file_tokens: of the whole text.
         steps: for each context "first_context", "last_context", "tokens" and "wall_s".
+        forced: what `time_teacher_forced` returns; None where that was not measured.
     """
     bytes_per_token = content_bytes / file_tokens
     speeds: list[Speed] = []
-    stepwise: dict[str, float] = {}
+    others: dict[str, float] = {}
+    if forced is not None:
+        others["transformers, teacher-forced"] = rate(forced["tokens"], forced["wall_s"]) or 0.0
     for step in steps:
         name = f"transformers, context {step['first_context']} to {step['last_context']}"
-        stepwise[name] = rate(step["tokens"], step["wall_s"]) or 0.0
-    rows = dict(stepwise)
+        others[name] = rate(step["tokens"], step["wall_s"]) or 0.0
+    rows = dict(others)
     for name, usage in (("compress", measured.compress), ("decompress", measured.decompress)):
         rows[f"llmzip {name}"] = rate(file_tokens, usage.wall_s) or 0.0
     for name, tokens_per_s in rows.items():
-        ratios = {} if name in stepwise else {
-            other: tokens_per_s / speed for other, speed in stepwise.items() if speed
+        ratios = {} if name in others else {
+            other: tokens_per_s / speed for other, speed in others.items() if speed
         }  # fmt: skip
         speeds.append(
             Speed(
@@ -158,6 +166,32 @@ def speeds_of(
             )
         )
     return speeds
+
+
+def speed_rows(speeds: Sequence[Speed]) -> list[tuple[str, ...]]:
+    """Return a table of speeds: llmzip's as many times each of the others."""
+    others = list(dict.fromkeys(name for speed in speeds for name in speed.ratios))
+    columns = [f"x {name.removeprefix('transformers, ')}" for name in others]
+    rows: list[tuple[str, ...]] = [("", "tokens/s", "bytes/s", *columns)]
+    for speed in speeds:
+        ratios = [f"{speed.ratios[name]:.1f}" if name in speed.ratios else "" for name in others]
+        rows.append(
+            (speed.name, f"{speed.tokens_per_s:,.1f}", f"{speed.bytes_per_s:,.0f}", *ratios)
+        )
+    return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """transformers' model, ready, and the text's beginning for it.
+
+    Attributes:
+        file_tokens: of the whole text; ids: the start token, then those of its beginning.
+    """
+
+    file_tokens: int
+    ids: list[int]
+    running: Any
 
 
 def time_transformers(
@@ -178,16 +212,53 @@ def time_transformers(
     """
     import torch
 
+    reach = max(contexts) + WARM_UP_TOKENS + tokens
+    prepared = _prepare(text_file, model, weights_file, threads, reach)
+    steps = []
+    with torch.inference_mode():
+        for context in contexts:
+            count = min(tokens, len(prepared.ids) - context - WARM_UP_TOKENS)
+            if count > 0:
+                steps.append(_time_steps(prepared.running, prepared.ids, context, count))
+    if not steps:
+        raise ValueError("the text is too short")
+    return {"file_tokens": prepared.file_tokens, "steps": steps}
+
+
+def time_teacher_forced(
+    text_file: str, model: str, weights_file: str, threads: int, tokens: int
+) -> dict[str, Any]:
+    """Time transformers on whole blocks of the text; called in the fresh process.
+
+    What a compressor would need at least: the probability of every token after those before it
+    in its block. No archive is made. Loading, tokenizing and a warm-up are not timed.
+
+    Args:
+        tokens: how many of the text's beginning, at most.
+
+    Returns:
+        "tokens" that were predicted, "block_tokens", and "wall_s" of all.
+    """
+    import torch
+
+    prepared = _prepare(text_file, model, weights_file, threads, tokens)
+    with torch.inference_mode():
+        return _time_blocks(prepared.running, prepared.ids[: tokens + 1], FORCED_BLOCK_TOKENS)
+
+
+def _prepare(text_file: str, model: str, weights_file: str, threads: int, reach: int) -> _Prepared:
+    """transformers on so many threads, and at least `reach` ids where the text has them."""
+    import torch
+
     from archiver.predict import registry
-    from archiver.predict.sources import read_source
     from archiver.text.framing import symbols_of
     from archiver.text.tokenizer import TextTokenizer
     from archiver.text.vocabulary import Vocabulary
-    from benchmarks.weights import check_same_model, transformers_model
+    from benchmarks.weights import check_same_model, read_weights, transformers_model
 
     torch.set_num_threads(threads)
     package = registry.resolve(model)
-    source = read_source(Path(weights_file))
+    source = read_weights(model, Path(weights_file))
     check_same_model(source, package)
     tokenizer = TextTokenizer(package)
     content = Path(text_file).read_bytes()
@@ -195,21 +266,30 @@ def time_transformers(
     vocabulary = Vocabulary.build(
         arrays["tokens.data"], arrays["tokens.offsets"], arrays["tokens.rank_of_id"]
     )
-    file_tokens = len(symbols_of(content, vocabulary, tokenizer).ranks)
-    reach = max(contexts) + WARM_UP_TOKENS + tokens
     # No token has more bytes than a few dozen: a beginning holds all the ids that are needed.
     text = content[: 64 * reach].decode("utf-8", "replace")
-    ids = [source.start_token_id, *tokenizer.encode(text).tolist()]
-    running = transformers_model(source)
-    steps = []
-    with torch.inference_mode():
-        for context in contexts:
-            count = min(tokens, len(ids) - context - WARM_UP_TOKENS)
-            if count > 0:
-                steps.append(_time_steps(running, ids, context, count))
-    if not steps:
-        raise ValueError("the text is too short")
-    return {"file_tokens": file_tokens, "steps": steps}
+    return _Prepared(
+        file_tokens=len(symbols_of(content, vocabulary, tokenizer).ranks),
+        ids=[source.start_token_id, *tokenizer.encode(text).tolist()],
+        running=transformers_model(source),
+    )
+
+
+def _time_blocks(model: Any, ids: Sequence[int], block_tokens: int) -> dict[str, Any]:
+    """Time the probabilities of all ids but the first, block by block, after a warm-up."""
+    import torch
+
+    model(torch.tensor([ids[:WARM_UP_TOKENS]]), use_cache=False)
+    started_s = time.perf_counter()
+    for begin in range(0, len(ids) - 1, block_tokens):
+        block = torch.tensor(ids[begin : begin + block_tokens + 1])
+        logits = model(block[None, :-1], use_cache=False).logits[0]
+        torch.nn.functional.cross_entropy(logits, block[1:]).item()
+    return {
+        "tokens": len(ids) - 1,
+        "block_tokens": block_tokens,
+        "wall_s": time.perf_counter() - started_s,
+    }
 
 
 def _time_steps(model: Any, ids: Sequence[int], context: int, count: int) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from benchmarks.records import (
     input_record,
 )
 from benchmarks.runner import code_file, temporary_folder
-from benchmarks.weights import check_same_model, find_weights, transformers_model
+from benchmarks.weights import check_same_model, find_weights, read_weights, transformers_model
 
 if TYPE_CHECKING:
     import torch
@@ -127,8 +127,9 @@ def compare_with_theory(
         )
         if info.predictor is None or not payload_bits:
             raise TheoryError("no frame was coded by the model")
-        origin = find_weights(settings.model or DEFAULT_MODEL, weights)
-        source, streams = prepare(file.path, info, origin)
+        model = settings.model or DEFAULT_MODEL
+        source = read_weights(model, find_weights(model, weights))
+        source, streams = prepare(file.path, info, source)
         agreement, ideal = _ideal_bits(source, streams, info, settings.threads, progress)
     excess = payload_bits / ideal.whole - 1
     record = {
@@ -157,8 +158,11 @@ def compare_with_theory(
     return Theory(payload_bits=payload_bits, ideal=ideal, excess=excess, record=record)
 
 
-def prepare(path: Path, info: ArchiveInfo, weights: Path) -> tuple[SourceModel, list[StreamTokens]]:
-    """Return the weights, and the streams of every frame of the archive that the model coded.
+def prepare(
+    path: Path, info: ArchiveInfo, source: SourceModel
+) -> tuple[SourceModel, list[StreamTokens]]:
+    """Return the weights with the package's local heads, and the streams of every frame of the
+    archive that the model coded.
 
     Raises:
         TheoryError: the file is not cut into the archive's frames by the default settings.
@@ -169,14 +173,12 @@ def prepare(path: Path, info: ArchiveInfo, weights: Path) -> tuple[SourceModel, 
     from archiver.levels import DEFAULT_LEVEL, LEVELS
     from archiver.options import DEFAULT_FRAME_BYTES
     from archiver.predict import registry
-    from archiver.predict.sources import read_source
     from archiver.text.framing import symbols_of
     from archiver.text.tokenizer import TextTokenizer
     from archiver.text.vocabulary import Vocabulary
 
     assert info.predictor is not None
     package = registry.resolve_fingerprint(info.predictor.package_fingerprint)
-    source = read_source(weights)
     local_heads = tuple(map(tuple, package.arrays["local_heads"].tolist()))
     config = dataclasses.replace(source.config, local_heads=local_heads)
     source = dataclasses.replace(source, config=config)

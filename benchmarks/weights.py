@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.inputs import sha256_of
 
 if TYPE_CHECKING:
+    from archiver.predict.known import KnownModel
     from archiver.predict.package import ModelPackage
     from archiver.predict.sources import SourceModel
 
@@ -29,9 +30,8 @@ def find_weights(model: str, given: Path | None) -> Path:
         ArchiverError: they cannot be fetched.
     """
     from archiver.predict import fetch, home
-    from archiver.predict.known import KNOWN_MODELS
 
-    known = next((k for k in KNOWN_MODELS if model == k.name or model in k.aliases), None)
+    known = _known(model)
     if known is None:
         if given is None:
             raise WeightsError(f"say by --gguf what the model {model} was made from")
@@ -47,6 +47,29 @@ def find_weights(model: str, given: Path | None) -> Path:
             kept.parent.mkdir(parents=True, exist_ok=True)
             os.replace(found, kept)
     return kept
+
+
+def read_weights(model: str, path: Path) -> SourceModel:
+    """Return the weights that the model's package was made from: those of `find_weights`, tuned
+    as the model is.
+
+    Raises:
+        ModelError: they cannot be read, or the adapter is for others.
+    """
+    from archiver.predict.adapter import apply_adapter, read_adapter
+    from archiver.predict.sources import read_source
+
+    source = read_source(path)
+    known = _known(model)
+    if known is None or known.adapter_path is None:
+        return source
+    return apply_adapter(source, read_adapter(known.adapter_path))
+
+
+def _known(model: str) -> KnownModel | None:
+    from archiver.predict.known import KNOWN_MODELS
+
+    return next((k for k in KNOWN_MODELS if model == k.name or model in k.aliases), None)
 
 
 def check_same_model(source: SourceModel, package: ModelPackage) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 
 from archiver.options import STEERING_SUFFIX
 from benchmarks.competitors import Competitor, Llmzip, describe_archive, options_of
-from benchmarks.environment import coder_versions
 from benchmarks.records import LlmzipSettings
 
 if TYPE_CHECKING:
@@ -136,13 +135,6 @@ def train(
         bins=bins, seed=seed, checkpoint=checkpoint, threads=threads, overwrite=True,
     )  # fmt: skip
     return dataclasses.asdict(summary)
-
-
-def model_identity(model: str) -> dict[str, Any]:
-    """Return what decides an archive's integers besides the settings."""
-    from archiver.predict import registry
-
-    return {"package_fingerprint": registry.resolve(model).fingerprint, **coder_versions()}
 
 
 def _facts_of_archive(path: Path) -> dict[str, Any]:

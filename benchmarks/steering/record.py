@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import warm_up
+from benchmarks.environment import model_identity
 from benchmarks.experiment_file import ExperimentError, Texts
 from benchmarks.records import LlmzipSettings
 from benchmarks.resumable import Progress, ResumedRecord, record_path
 from benchmarks.runner import temporary_folder
 from benchmarks.steering.cases import Bench
 from benchmarks.steering.experiment import Experiment
-from benchmarks.steering.programs import model_identity
 
 BENCHMARK = "steering"
 KEPT_SUFFIX = ".kept"

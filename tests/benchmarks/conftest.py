@@ -15,7 +15,9 @@ from benchmarks import compare, environment, runner
 from benchmarks.predictors import workbench
 from benchmarks.records import Usage
 from benchmarks.runner import JobError, JobReport
+from benchmarks.speed import record as speed_record
 from benchmarks.steering import cases
+from benchmarks.sweep import record as sweep_record
 
 
 @pytest.fixture
@@ -34,6 +36,6 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         usage = Usage(wall_s=wall_s, cpu_s=wall_s, process_wall_s=wall_s, peak_bytes=1)
         return JobReport(value=json.loads(json.dumps(value)), usage=usage)
 
-    for module in (runner, cases, compare, workbench):
+    for module in (runner, cases, compare, speed_record, sweep_record, workbench):
         monkeypatch.setattr(module, "run_job", run_here)
     monkeypatch.setattr(environment, "_SAMPLE_S", 0.05)

@@ -7,10 +7,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from archiver.predict import fetch, known
-from benchmarks.weights import WeightsError, find_weights
+from archiver.predict.adapter import Adapter, weights_sha256, write_adapter
+from benchmarks.weights import WeightsError, find_weights, read_weights
+from tests.support.tiny_gguf import make_tiny_gguf
 
 GGUF = b"weights"
 
@@ -25,7 +28,7 @@ def model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> known.KnownModel:
         member_bytes=len(GGUF),
         member_sha256=hashlib.sha256(GGUF).hexdigest(),
     )
-    changed = dataclasses.replace(known.KNOWN_MODELS[0], origin=origin)
+    changed = dataclasses.replace(known.KNOWN_MODELS[0], origin=origin, adapter=None)
     monkeypatch.setattr(known, "KNOWN_MODELS", (changed,))
     return changed
 
@@ -63,3 +66,22 @@ def test_an_added_model_needs_its_weights_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="--gguf"):
         find_weights("somebody-elses", None)
     assert find_weights("somebody-elses", tmp_path) == tmp_path
+
+
+def test_weights_are_tuned_as_their_model_is(
+    model: known.KnownModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = make_tiny_gguf(tmp_path / "Tiny.gguf", seed=1)
+    plain = read_weights(model.name, path)
+    gain = plain.tensors["norm"]
+    adapter = Adapter(
+        low_rank={}, gains={"norm": (np.arange(len(gain), dtype=np.int32), 0.5)},
+        base_sha256=weights_sha256(plain), history=("tuned: for a test",), local_heads=None,
+    )  # fmt: skip
+    write_adapter(tmp_path / "tuned.safetensors", adapter)
+    monkeypatch.setattr(known, "ADAPTERS_FOLDER", tmp_path)
+    tuned = dataclasses.replace(model, name="tuned", aliases=(), adapter="tuned.safetensors")
+    monkeypatch.setattr(known, "KNOWN_MODELS", (model, tuned))
+    found = read_weights("tuned", path).tensors["norm"]
+    assert np.array_equal(found, (gain + 0.5 * np.arange(len(gain))).astype(np.float32))
+    assert np.array_equal(read_weights("somebody-elses", path).tensors["norm"], gain)

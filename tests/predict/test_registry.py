@@ -48,7 +48,7 @@ def default(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> know
     file = make_tiny_gguf(tmp_path / "Tiny.gguf", seed=1)
     origin = make_tiny_wheel(tmp_path / "index", file.read_bytes())
     model = dataclasses.replace(
-        known.KNOWN_MODELS[0], origin=origin, local_heads=None, fingerprint=None
+        known.KNOWN_MODELS[0], origin=origin, adapter=None, local_heads=None, fingerprint=None
     )
     (home / "downloads").mkdir(parents=True)
     file.rename(home / "downloads" / "Tiny.gguf")
@@ -243,7 +243,7 @@ def report(stage, done, total):
 
 convert_module.convert = slow
 model = dataclasses.replace(
-    known.KNOWN_MODELS[0], origin=origin, local_heads=None, fingerprint=None
+    known.KNOWN_MODELS[0], origin=origin, adapter=None, local_heads=None, fingerprint=None
 )
 registry.KNOWN_MODELS = (model,)
 print(registry.pull("default", report).fingerprint)
@@ -321,9 +321,10 @@ def test_a_package_appears_whole(
 
 
 @pytest.mark.slow
-def test_the_default_model_is_what_the_registry_pins() -> None:
-    """Needs the default model; its conversion is compared with the registry by ``pull``."""
-    package = registry.resolve(known.DEFAULT_MODEL)
+@pytest.mark.parametrize("name", [model.name for model in known.KNOWN_MODELS])
+def test_known_models_are_what_the_registry_pins(name: str) -> None:
+    """Needs the models; their conversion is compared with the registry by ``pull``."""
+    package = registry.resolve(name)
     assert load_package(package.path, verify=True).fingerprint == package.fingerprint
     assert package.config["layers"] == 30
     assert np.count_nonzero(package.arrays["tokens.rank_of_id"] >= 0) == 49_135
