@@ -43,6 +43,17 @@ class _StreamResult:
     counts: Int32Array
 
 
+def step_groups(engine: Predictor, threads: int, streams: int) -> tuple[int, int]:
+    """How many groups of streams make steps apart from each other, and on how many threads each.
+
+    All threads of all groups can run at the same time, but for a serial predictor's.
+    """
+    if engine.serial:
+        return streams, 1
+    members = min(threads, engine.team_threads)
+    return max(1, min(threads // members, streams // GROUP_STREAMS_MIN)), members
+
+
 class Stepper:
     """Streams in lockstep, in groups that each have one thread or more.
 
@@ -59,11 +70,7 @@ class Stepper:
         """Args: threads: of the pool, all of them free; steps: of the longest stream."""
         self._start_token = engine.start_token
         self._pool = pool
-        members = min(threads, engine.team_threads)
-        # Every thread of the pool that takes part in a step has to run, or the others wait.
-        groups = max(1, min(threads // members, streams // GROUP_STREAMS_MIN))
-        if engine.serial:
-            groups = streams
+        groups, members = step_groups(engine, threads, streams)
         edges = [streams * i // groups for i in range(groups + 1)]
         self.groups = [slice(a, b) for a, b in itertools.pairwise(edges)]
         self._teams = {

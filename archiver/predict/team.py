@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from archiver.predict.linear import Linear
     from archiver.predict.predictor import Predictor
     from archiver.predict.session import Session
-    from archiver.types import Float32Array, Int32Array, Int64Array, UInt8Array
+    from archiver.types import Float32Array, Int32Array, Int64Array
 
 # More threads have less to do between two meetings; measured with two only.
 TEAM_THREADS_MAX = 4
@@ -121,7 +121,7 @@ class Team:
             step_layer(
                 self._meeting, met, self.members, first, last, mine.x, mine.attended, self._codes,
                 self._scales, self._inner_scales, self._attended_codes, self._activated_codes,
-                self._room, tuple(_packed(matrix) for matrix in matrices),
+                self._room, tuple(_product(matrix).packed for matrix in matrices),
                 tuple(matrix.scales for matrix in matrices), member.outputs, member.shapes,
                 session.angles[number], places, engine.sinks, engine.layer_sinks(number), queries,
                 session.caches[number], session.sinks[number], session.scratch, engine.epsilon,
@@ -130,7 +130,7 @@ class Team:
         begin, end = member.head_outputs
         weigh_streams(
             self._meeting, met, self.members, first, last, mine.x, self._codes, self._scales,
-            self._room, _packed(engine.head), engine.head.scales, begin, end, member.shapes,
+            self._room, _product(engine.head).packed, engine.head.scales, begin, end, member.shapes,
             engine.epsilon, self.weights, self.cumulative,
         )  # fmt: skip
         session.position += 1
@@ -153,28 +153,25 @@ class _Member:
         self.streams = np.arange(last - first, dtype=np.int32)
         self.met = np.zeros(1, np.int64)
         self.shapes = PANEL_SHAPES if engine.backend.tiled else None
-        assert issubclass(engine.backend, VnniProduct)
-        unit = engine.backend.outputs_step
         layer = engine.layers[0]
-        self.outputs = np.stack(
-            [_share(len(matrix.scales), unit, number, members)
-             for matrix in (layer.qkv, layer.o, layer.up, layer.down)]
-        )  # fmt: skip
-        self.head_outputs: tuple[int, int] = tuple(
-            _share(len(engine.head.scales), unit, number, members).tolist()
+        matrices = layer.qkv, layer.o, layer.up, layer.down
+        self.outputs = np.array(
+            [own_outputs(matrix, number, members) for matrix in matrices], np.int64
         )
+        self.head_outputs = own_outputs(engine.head, number, members)
 
 
-def _share(outputs: int, unit: int, number: int, members: int) -> Int64Array:
-    """A member's outputs, first and end, int64 [2]: whole units, about as many as any other's."""
-    units = -(-outputs // unit)
-    edges = [min(outputs, unit * (units * n // members)) for n in (number, number + 1)]
-    return np.array(edges, np.int64)
+def own_outputs(matrix: Linear, number: int, members: int) -> tuple[int, int]:
+    """The first output of a matrix that a member multiplies by, and the end."""
+    outputs, step = len(matrix.scales), _product(matrix).outputs_step
+    steps = -(-outputs // step)
+    begin, end = (min(outputs, step * (steps * n // members)) for n in (number, number + 1))
+    return begin, end
 
 
-def _packed(matrix: Linear) -> UInt8Array:
+def _product(matrix: Linear) -> VnniProduct:
     assert isinstance(matrix.product, VnniProduct)
-    return matrix.product.packed
+    return matrix.product
 
 
 def shares_products(engine: Engine) -> bool:

@@ -19,9 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from archiver.predict.kernels.memory import aligned_empty
+from archiver.predict.kernels.products import VnniProduct
+from archiver.predict.team import own_outputs
 
 if TYPE_CHECKING:
-    from archiver.predict.engine import Engine, Linear
+    from archiver.predict.engine import Engine
+    from archiver.predict.linear import Linear
+    from archiver.types import Int8Array
 
 ROUNDS = 5  # of which the fastest counts
 ROOF_ROWS = (1, 4, 16, 64, 128, 512)
@@ -31,16 +35,19 @@ SHAPES = ("qkv", "o", "up", "down", "head")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Products:
-    """The products of `rows` tokens, at `workers` threads at a time, all layers one by one.
+    """The products of groups of `rows` tokens, all layers one by one.
 
     Attributes:
-        rows: of each product, on each thread.
+        rows: of each product.
+        groups: that multiply at the same time, each rows of its own; members: threads of each,
+            every one with its own part of the weights.
         wall_s: of all, on all threads; shape_s: of each shape, a thread's mean.
         weight_bytes: that each shape reads, by name, all layers together.
     """
 
     rows: int
-    workers: int
+    groups: int
+    members: int
     wall_s: float
     shape_s: dict[str, float]
     weight_bytes: dict[str, int]
@@ -51,21 +58,26 @@ class Products:
         return 2 * self.rows
 
     @property
+    def tokens(self) -> int:
+        """That go through all products."""
+        return self.rows * self.groups
+
+    @property
     def operations_per_s(self) -> float:
         """Of all threads together."""
-        operations = self.intensity * self.workers * sum(self.weight_bytes.values())
-        return operations / self.wall_s
+        return 2 * self.tokens * sum(self.weight_bytes.values()) / self.wall_s
 
     def of_shape(self, name: str) -> float:
         """Return the operations a second of one shape's products, all threads together."""
-        return self.intensity * self.workers * self.weight_bytes[name] / self.shape_s[name]
+        return 2 * self.tokens * self.weight_bytes[name] / self.shape_s[name]
 
     def as_dict(self) -> dict[str, Any]:
         """Return it in types that JSON has."""
         return {
             "rows": self.rows,
-            "workers": self.workers,
-            "us_per_token": self.wall_s / (self.rows * self.workers) * 1e6,
+            "groups": self.groups,
+            "members": self.members,
+            "us_per_token": self.wall_s / self.tokens * 1e6,
             "intensity": self.intensity,
             "operations_per_s": self.operations_per_s,
             "operations_per_token": 2 * sum(self.weight_bytes.values()),
@@ -90,12 +102,12 @@ def time_floor(engine: Engine, threads: int, streams: int) -> dict[str, Products
     Returns:
         by direction.
     """
-    from archiver.codec.workers import GROUP_STREAMS_MIN
+    from archiver.codec.workers import step_groups
 
-    groups = max(1, min(threads, streams // GROUP_STREAMS_MIN))
+    groups, members = step_groups(engine, threads, streams)
     return {
         "compress": time_products(engine, engine.block_tokens, threads),
-        "decompress": time_products(engine, -(-streams // groups), groups),
+        "decompress": time_products(engine, -(-streams // groups), groups, members),
     }
 
 
@@ -134,9 +146,14 @@ def read_speed(threads: int) -> float:
     return sum(part.nbytes for part in parts) / min(times_s)
 
 
-def time_products(engine: Engine, rows: int, workers: int) -> Products:
-    """Time the products that `rows` tokens need, on each of so many threads at once."""
-    benches = [_Bench(engine, rows) for _ in range(workers)]
+def time_products(engine: Engine, rows: int, groups: int, members: int = 1) -> Products:
+    """Time the products that so many groups of `rows` tokens need at once.
+
+    Args:
+        members: threads of each group.
+    """
+    workers = groups * members
+    benches = [_Bench(engine, rows, number % members, members) for number in range(workers)]
     best_s, best_shapes = float("inf"), dict[str, float]()
     with ThreadPoolExecutor(workers, initializer=engine.prepare_thread) as pool:
         for _ in range(ROUNDS):
@@ -147,7 +164,7 @@ def time_products(engine: Engine, rows: int, workers: int) -> Products:
                 best_s = wall_s
                 best_shapes = {name: sum(s[name] for s in shapes) / workers for name in SHAPES}
     return Products(
-        rows=rows, workers=workers, wall_s=best_s, shape_s=best_shapes,
+        rows=rows, groups=groups, members=members, wall_s=best_s, shape_s=best_shapes,
         weight_bytes=benches[0].weight_bytes,
     )  # fmt: skip
 
@@ -156,13 +173,12 @@ class _Bench:
     """What one thread multiplies, in memory that is used again.
 
     Attributes:
-        weight_bytes: by shape, all layers together.
+        weight_bytes: by shape, all layers together, of all threads.
     """
 
-    def __init__(self, engine: Engine, rows: int) -> None:
-        from archiver.predict.engine import Linear
-
-        assert isinstance(engine.head, Linear)
+    def __init__(self, engine: Engine, rows: int, number: int, members: int) -> None:
+        """Args: of all outputs, the thread has those of the member `number` of so many."""
+        self._number, self._members = number, members
         self._layers, self._head = engine.layers, engine.head
         self._inputs = {
             "qkv": engine.hidden, "o": engine.heads * engine.head_dim, "up": engine.hidden,
@@ -172,7 +188,6 @@ class _Bench:
         for width in self._inputs.values():
             self._codes[width] = aligned_empty((rows, width), np.int8)
             self._codes[width][:] = 1
-        self._scales = np.ones(rows, np.float32)
         self._room = aligned_empty((rows * engine.vocabulary.size,), np.float32)
         self.weight_bytes = dict.fromkeys(SHAPES, 0)
         for name, linear in self._products():
@@ -193,6 +208,16 @@ class _Bench:
         for name, linear in self._products():
             codes = self._codes[self._inputs[name]]
             started_s = time.perf_counter()
-            linear(codes, self._scales, self._room)
+            self._multiply(linear, codes)
             times_s[name] += time.perf_counter() - started_s
         return times_s
+
+    def _multiply(self, linear: Linear, codes: Int8Array) -> None:
+        outputs = len(linear.scales)
+        product = self._room[: len(codes) * outputs].reshape(len(codes), outputs)
+        if self._members == 1:
+            linear.product(codes, product)
+            return
+        assert isinstance(linear.product, VnniProduct)
+        own = own_outputs(linear, self._number, self._members)
+        linear.product.multiply(codes, product, *own)

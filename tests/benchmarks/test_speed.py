@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from archiver.codec.frame import FrameCodec
 from archiver.predict.engine import Engine
 from archiver.predict.kernels import layers
+from archiver.predict.kernels.lanes import has_byte_dot_product
 from archiver.predict.package import ModelPackage
 from benchmarks.__main__ import main
 from benchmarks.records import Measured, Usage
@@ -57,14 +58,14 @@ def torch_threads() -> Iterator[None]:
 
 def test_operations_and_bytes_of_products() -> None:
     found = Products(
-        rows=16, workers=2, wall_s=0.5, shape_s={"qkv": 0.125, "head": 0.25},
+        rows=16, groups=2, members=1, wall_s=0.5, shape_s={"qkv": 0.125, "head": 0.25},
         weight_bytes={"qkv": 1000, "head": 4000},
     )  # fmt: skip
     assert found.intensity == 32  # two operations a row for each byte of weights
     assert found.operations_per_s == 2 * 32 * 5000 / 0.5
     assert found.of_shape("qkv") == 2 * 32 * 1000 / 0.125
     assert found.as_dict() == {
-        "rows": 16, "workers": 2, "us_per_token": 0.5e6 / 32, "intensity": 32,
+        "rows": 16, "groups": 2, "members": 1, "us_per_token": 0.5e6 / 32, "intensity": 32,
         "operations_per_s": 640_000.0, "operations_per_token": 10_000,
         "shapes": [
             {"name": "qkv", "operations_per_token": 2000, "weight_bytes": 1000,
@@ -77,7 +78,7 @@ def test_operations_and_bytes_of_products() -> None:
 
 def test_all_weights_are_read_once_a_product(tiny: ModelPackage) -> None:
     engine = Engine(tiny, window=64, local_window=64, sinks=4)
-    found = time_products(engine, rows=3, workers=2)
+    found = time_products(engine, rows=3, groups=2)
     assert tuple(found.weight_bytes) == SHAPES
     matrices = {
         name: array.size for name, array in tiny.arrays.items()
@@ -92,19 +93,28 @@ def test_all_weights_are_read_once_a_product(tiny: ModelPackage) -> None:
 
 
 def test_rows_of_each_direction(tiny: ModelPackage) -> None:
-    engine = Engine(tiny, window=64, local_window=64, sinks=4)
+    engine = Engine(tiny, window=64, local_window=64, sinks=4, matmul="float32")
     by_streams = {streams: time_floor(engine, 2, streams)["decompress"] for streams in (1, 4, 9)}
-    assert {n: (found.rows, found.workers) for n, found in by_streams.items()} == {
+    assert {n: (found.rows, found.groups) for n, found in by_streams.items()} == {
         1: (1, 1), 4: (4, 1), 9: (5, 2),
     }  # fmt: skip
     compress = time_floor(engine, 2, 9)["compress"]
-    assert (compress.rows, compress.workers) == (engine.block_tokens, 2)
+    assert (compress.rows, compress.groups) == (engine.block_tokens, 2)
+
+
+@pytest.mark.skipif(not has_byte_dot_product(), reason="no products of our own here")
+def test_a_step_reads_the_weights_once(tiny: ModelPackage) -> None:
+    engine = Engine(tiny, window=64, local_window=64, sinks=4)
+    found = {streams: time_floor(engine, 2, streams)["decompress"] for streams in (1, 9)}
+    assert [(f.rows, f.groups, f.members, f.tokens) for f in found.values()] == [
+        (1, 1, 2, 1), (9, 1, 2, 9),
+    ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("few_bytes")
 def test_no_product_lies_above_the_roofs(tiny: ModelPackage) -> None:
     engine = Engine(tiny, window=64, local_window=64, sinks=4)
-    before = time_products(engine, rows=40, workers=2)
+    before = time_products(engine, rows=40, groups=2)
     roofs = time_roofs(engine, 2, [before])
     assert max(map(before.of_shape, SHAPES)) <= roofs["operations_per_s"]
     assert [found["rows"] for found in roofs["products"]] == [1, 3]
