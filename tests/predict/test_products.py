@@ -12,7 +12,13 @@ import pytest
 from archiver.errors import ExactnessError, UsageError
 from archiver.predict.kernels import byte_products, products
 from archiver.predict.kernels.memory import large_pages
-from archiver.predict.kernels.products import BACKENDS, Product, backend_named
+from archiver.predict.kernels.products import (
+    BACKENDS,
+    Product,
+    VnniProduct,
+    backend_named,
+    is_exact,
+)
 from archiver.predict.kernels.torch_products import Float32Product
 
 INNER = [16, 64, 576, 1040, 1041, 1536, 4000]
@@ -135,6 +141,25 @@ def test_byte_products_of_any_shape(rows: int, outputs: int, inputs: int) -> Non
     byte_products.pack(weights, packed)
     product = np.full((rows, outputs), np.nan, np.float32)
     byte_products.multiply(packed, codes, product, 0, outputs)
+    assert np.array_equal(product, exact_product(codes, weights))
+
+
+@pytest.mark.parametrize("name", ["amx", "vnni"])
+@pytest.mark.parametrize("rows", [1, 16, 17, 32, 33, 45, 63, 64, 65, 100])
+def test_parts_of_the_outputs_make_the_product(name: str, rows: int) -> None:
+    backend = backend_named(name)
+    if not is_exact(backend, [128]):
+        pytest.skip(f"{name} is not for this machine")
+    assert issubclass(backend, VnniProduct)
+    generator = np.random.default_rng(rows)
+    weights = generator.integers(-127, 128, (200, 128)).astype(np.int8)
+    codes = generator.integers(-127, 128, (rows, 128)).astype(np.int8)
+    product = np.full((rows, 200), np.nan, np.float32)
+    matrix = backend(weights)
+    middle = 2 * backend.outputs_step
+    matrix.multiply(codes, product, middle, 200)
+    assert np.isnan(product[:, :middle]).all()
+    matrix.multiply(codes, product, 0, middle)
     assert np.array_equal(product, exact_product(codes, weights))
 
 
