@@ -14,7 +14,7 @@ from archiver.container.layout import (
 from archiver.errors import UsageError
 from archiver.levels import DEFAULT_LEVEL, LEVELS, Chunking
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_MODEL = "smollm2-135m-text"
 DEFAULT_FRAME_BYTES = 1 << 20
 DEFAULT_STEERING = "auto"
 CPU, CUDA = DEVICES = ("cpu", "cuda")

@@ -39,7 +39,7 @@ def compute_type() -> torch.dtype:
 
 
 def joined_weights(source: SourceModel) -> dict[str, torch.Tensor]:
-    """A source's weights, float32, with the matrices of ``JOINED`` stacked by rows.
+    """Copies of a source's weights, float32, with the matrices of ``JOINED`` stacked by rows.
 
     Raises:
         InvalidModelError: the model is of another family.
@@ -49,7 +49,7 @@ def joined_weights(source: SourceModel) -> dict[str, torch.Tensor]:
             f"the workshop runs Llama models only, not {source.config.architecture}"
         )
     weights = {
-        name: torch.from_numpy(source.tensors[name])
+        name: torch.from_numpy(np.array(source.tensors[name]))
         for name in source.tensors
         if name in ("embed", "norm", "head") or name.endswith(("norm1", "norm2", ".o", ".down"))
     }

@@ -219,5 +219,5 @@ class _Bench:
             linear.product(codes, product)
             return
         assert isinstance(linear.product, VnniProduct)
-        own = own_outputs(linear, self._number, self._members)
+        own = own_outputs(linear, self._number, self._members, linear.product.outputs_step)
         linear.product.multiply(codes, product, *own)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,15 @@ def test_joined_weights_come_apart_again(tiny):
     found = separate_weights(tiny.config, joined_weights(tiny))
     assert set(found) == set(tiny.tensors)
     assert all((found[name] == tiny.tensors[name]).all() for name in found)
+
+
+def test_training_leaves_the_source_alone(tiny):
+    held = dataclasses.replace(tiny, tensors={name: tiny.tensors[name] for name in tiny.tensors})
+    before = {name: array.copy() for name, array in held.tensors.items()}
+    with torch.no_grad():
+        for weight in joined_weights(held).values():
+            weight += 1.0
+    assert all(np.array_equal(held.tensors[name], before[name]) for name in before)
 
 
 def test_logits_are_those_of_transformers(tiny_folder, tiny):
