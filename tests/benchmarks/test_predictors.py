@@ -114,10 +114,14 @@ def test_the_experiment_of_the_repository() -> None:
         "int8", "q4_1", "nf4", "gptq-4", "gptq-3", "gptq-2", "rtn-4", "rtn-2", "magnitude-20",
         *(f"minus-{n}-by-{how}" for n in (2, 4, 8) for how in ("distance", "bits")),
         *(f"healed-{what}-{by}" for what in ("lora", "all") for by in ("adamw", "muon")),
-        "healed-gptq-4",
+        "healed-gptq-4", "tuned",
     }  # fmt: skip
     assert set(by_name) == asked
     assert not by_name["int8"].steps
+    assert {predictor.base for name, predictor in by_name.items() if name != "tuned"} == {
+        "smollm2-135m-instruct"
+    }
+    assert by_name["tuned"].base == "default"
     healed = by_name["healed-gptq-4"]
     assert [step.command for step in healed.steps] == ["prune", "heal", "quantize"]
     assert {text.name for text in found.common.texts} == {"enwik6, middle", "alice29.txt"}

@@ -207,7 +207,7 @@ def test_hidden_states_are_the_same_bits(
 
 def unpacked(session: Session, layer: int) -> tuple[NDArray[Any], ...]:
     """Keys, values and their scales by slot as the processor's engine holds them."""
-    keys, values, key_scales, value_scales = session._caches[layer]
+    keys, values, key_scales, value_scales = session.caches[layer]
     streams, dim = len(keys), session.engine.head_dim
     by_slot = keys.reshape(streams, -1, dim // 4, 16, 4).transpose(0, 1, 3, 2, 4)
     codes = (by_slot.reshape(streams, -1, dim).astype(np.int16) - 128).astype(np.int8)
@@ -237,7 +237,7 @@ def test_keys_and_values_are_the_same_bits(model: ModelPackage, device: str) -> 
                 )
             ]  # fmt: skip
             for number, head in enumerate(heads.heads.tolist()):
-                begin, end = mine._slots[layer, head : head + 2].tolist()
+                begin, end = mine.slots[layer, head : head + 2].tolist()
                 slots = begin + positions % (end - begin)
                 for array, theirs_array in zip(arrays, found, strict=True):
                     assert same_bits(array[:, slots], theirs_array[:, number])
