@@ -157,10 +157,8 @@ class _Member:
         self.session: Session = engine.session(streams=last - first, tokens=tokens, steps=1)
         self.streams = np.arange(last - first, dtype=np.int32)
         self.met = np.zeros(1, np.int64)
-        self.shapes, step = (
-            (PANEL_SHAPES, AmxProduct.outputs_step) if by_tiles
-            else (None, VnniProduct.outputs_step)
-        )  # fmt: skip
+        self.shapes = PANEL_SHAPES if by_tiles else None
+        step = AmxProduct.outputs_step if by_tiles else VnniProduct.outputs_step
         layer = engine.layers[0]
         matrices = layer.qkv, layer.o, layer.up, layer.down
         self.outputs = np.array(
