@@ -6,27 +6,30 @@ Source: FORMAT.md, "Predictor".
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from archiver.predict.kernels import layers
 from archiver.predict.kernels.head import TILE_RANKS, weigh_vocabulary
 from archiver.predict.kernels.meeting import abandon, new_meeting
 from archiver.predict.kernels.memory import aligned_empty
 from archiver.predict.kernels.products import AmxProduct, VnniProduct
-from archiver.predict.kernels.team import step_layer, weigh_streams
+from archiver.predict.kernels.team import ADDRESSES, step
 from archiver.predict.kernels.tiles import PANEL_SHAPES
 
 if TYPE_CHECKING:
     from archiver.predict.engine import Engine
-    from archiver.predict.linear import Linear
+    from archiver.predict.linear import Layer, Linear
     from archiver.predict.predictor import Predictor
     from archiver.predict.session import Session
     from archiver.types import Float32Array, Int32Array, Int64Array
 
-# More threads have less to do between two meetings; measured with two only.
-TEAM_THREADS_MAX = 4
+# Two that share products make a step of 3 streams in 12 instead of 18 ms, one of 22 in 28 to 35
+# instead of 55 to 63; but with another program on one of the two cores they take 40 to 400 ms,
+# because each waits for one that does not run. Groups of streams with a thread each do not wait.
+TEAM_THREADS_MAX = 1
 # Weights of few rows come from memory a third faster through byte dot products than through tile
 # registers: 19 instead of 13 GB/s for 1 row on two threads, 15 and 14 for 8, 10 and 13 for 16.
 DOT_ROWS_MAX = 8
@@ -93,6 +96,12 @@ class Team:
         self._activated_codes = aligned_empty((streams, ffn), np.int8)
         self._room = aligned_empty((streams * size,), np.float32)
         self._meeting = new_meeting()
+        matrices = [_product(matrix) for matrix in _matrices(engine.layers[0])]
+        self._packed_bytes = np.array([len(matrix.packed) for matrix in matrices], np.int64)
+        self._outputs = np.array([len(m.scales) for m in _matrices(engine.layers[0])], np.int64)
+        self._layer_sinks = np.array(
+            [engine.layer_sinks(number) for number in range(len(engine.layers))], np.int32
+        )
         by_tiles = engine.backend.tiled and streams > DOT_ROWS_MAX
         edges = [streams * number // members for number in range(members + 1)]
         self._members = [
@@ -114,28 +123,20 @@ class Team:
 
     def _step(self, member: _Member, tokens: Int32Array) -> None:
         engine, session = self._engine, member.session
-        first, last, met = member.first, member.last, member.met
+        first, last = member.first, member.last
         mine = session.rows
-        queries = mine.query, mine.query_scale, mine.sink_query, mine.sink_query_scale
-        row_position = np.full(last - first, session.position, np.int32)
         layers.embed(tokens[first:last], engine.embed_codes, engine.embed_scales, mine.x)
-        for number, layer in enumerate(engine.layers):
-            matrices = layer.qkv, layer.o, layer.up, layer.down
-            places = member.streams, row_position, engine.windows[number], session.slots[number]
-            step_layer(
-                self._meeting, met, self.members, first, last, mine.x, mine.attended, self._codes,
-                self._scales, self._inner_scales, self._attended_codes, self._activated_codes,
-                self._room, tuple(_product(matrix).packed for matrix in matrices),
-                tuple(matrix.scales for matrix in matrices), member.outputs, member.shapes,
-                session.angles[number], places, engine.sinks, engine.layer_sinks(number), queries,
-                session.caches[number], session.sinks[number], session.scratch, engine.epsilon,
-                engine.logit_unit, engine.span,
-            )  # fmt: skip
-        begin, end = member.head_outputs
-        weigh_streams(
-            self._meeting, met, self.members, first, last, mine.x, self._codes, self._scales,
-            self._room, _product(engine.head).packed, engine.head.scales, begin, end, member.shapes,
-            engine.epsilon, self.weights, self.cumulative,
+        step(
+            self._meeting, member.met, self.members, first, last, mine.x, mine.attended,
+            self._codes, self._scales, self._inner_scales, self._attended_codes,
+            self._activated_codes, self._room, member.addresses, self._outputs,
+            self._packed_bytes, member.outputs, member.shapes, session.position,
+            len(session.angles[0][0]), engine.windows, session.slots,
+            session.sinks[0][-1].shape[-1], engine.sinks, self._layer_sinks,
+            (mine.query, mine.query_scale, mine.sink_query, mine.sink_query_scale),
+            session.scratch, engine.epsilon, engine.logit_unit, engine.span,
+            _product(engine.head).packed, engine.head.scales, *member.head_outputs,
+            self.weights, self.cumulative,
         )  # fmt: skip
         session.position += 1
 
@@ -145,6 +146,7 @@ class _Member:
 
     Attributes:
         first, last: its streams; session: their state.
+        addresses: int64 [layers, 18], of the arrays of each layer (see `kernels.team`).
         met: int64 [1], arrivals at the meeting that it has expected so far.
         outputs: int64 [4, 2], its outputs of qkv, o, up and down; head_outputs: of the head.
     """
@@ -155,16 +157,35 @@ class _Member:
     ) -> None:  # fmt: skip
         self.first, self.last = first, last
         self.session: Session = engine.session(streams=last - first, tokens=tokens, steps=1)
-        self.streams = np.arange(last - first, dtype=np.int32)
+        self.addresses = np.array(
+            [[array.ctypes.data for array in self._arrays(engine, number)]
+             for number in range(len(engine.layers))],
+            np.int64,
+        )  # fmt: skip
+        assert self.addresses.shape[1] == ADDRESSES
         self.met = np.zeros(1, np.int64)
         self.shapes = PANEL_SHAPES if by_tiles else None
-        step = AmxProduct.outputs_step if by_tiles else VnniProduct.outputs_step
-        layer = engine.layers[0]
-        matrices = layer.qkv, layer.o, layer.up, layer.down
+        unit = AmxProduct.outputs_step if by_tiles else VnniProduct.outputs_step
         self.outputs = np.array(
-            [own_outputs(matrix, number, members, step) for matrix in matrices], np.int64
+            [own_outputs(matrix, number, members, unit) for matrix in _matrices(engine.layers[0])],
+            np.int64,
         )
-        self.head_outputs = own_outputs(engine.head, number, members, step)
+        self.head_outputs = own_outputs(engine.head, number, members, unit)
+
+    def _arrays(self, engine: Engine, number: int) -> list[NDArray[Any]]:
+        """Those of a layer, all of one piece; engine and session keep them where they are."""
+        matrices, session = _matrices(engine.layers[number]), self.session
+        arrays = [
+            *(_product(matrix).packed for matrix in matrices),
+            *(matrix.scales for matrix in matrices),
+            *session.caches[number], *session.sinks[number], *session.angles[number],
+        ]  # fmt: skip
+        assert all(array.flags.c_contiguous for array in arrays)
+        return arrays
+
+
+def _matrices(layer: Layer) -> tuple[Linear, Linear, Linear, Linear]:
+    return layer.qkv, layer.o, layer.up, layer.down
 
 
 def own_outputs(matrix: Linear, number: int, members: int, step: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from archiver.codec.frame import FrameCodec
+from archiver.predict import engine as predict_engine
 from archiver.predict.engine import Engine
 from archiver.predict.kernels import layers
 from archiver.predict.kernels.lanes import has_byte_dot_product
@@ -103,7 +104,8 @@ def test_rows_of_each_direction(tiny: ModelPackage) -> None:
 
 
 @pytest.mark.skipif(not has_byte_dot_product(), reason="no products of our own here")
-def test_a_step_reads_the_weights_once(tiny: ModelPackage) -> None:
+def test_a_team_reads_the_weights_once(tiny: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict_engine, "TEAM_THREADS_MAX", 2)
     engine = Engine(tiny, window=64, local_window=64, sinks=4)
     found = {streams: time_floor(engine, 2, streams)["decompress"] for streams in (1, 9)}
     assert [(f.rows, f.groups, f.members, f.tokens) for f in found.values()] == [

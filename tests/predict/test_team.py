@@ -109,15 +109,15 @@ def test_a_member_that_fails_leaves_nobody_waiting(
     for engine in engines(model):
         shared = Team(engine, streams=4, tokens=STEPS, members=2)
         tokens = np.ascontiguousarray(tokens_of(model, 4)[:, 0])
-        whole = team.step_layer
+        whole = team.step
 
-        def step_layer(*arguments: Any, whole: Any = whole) -> None:
+        def step(*arguments: Any, whole: Any = whole) -> None:
             if threading.current_thread() is threading.main_thread():
                 raise MemoryError("no room")
             whole(*arguments)
 
         with monkeypatch.context() as patched, ThreadPoolExecutor(1) as pool:
-            patched.setattr(team, "step_layer", step_layer)
+            patched.setattr(team, "step", step)
             other = pool.submit(shared.run, 1, tokens)
             with pytest.raises(MemoryError, match="no room"):
                 shared.run(0, tokens)
