@@ -175,7 +175,7 @@ class _Member:
     def _arrays(self, engine: Engine, number: int) -> list[NDArray[Any]]:
         """Those of a layer, all of one piece; engine and session keep them where they are."""
         matrices, session = _matrices(engine.layers[number]), self.session
-        arrays = [
+        arrays: list[NDArray[Any]] = [
             *(_product(matrix).packed for matrix in matrices),
             *(matrix.scales for matrix in matrices),
             *session.caches[number], *session.sinks[number], *session.angles[number],
