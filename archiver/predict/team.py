@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from archiver.predict.session import Session
     from archiver.types import Float32Array, Int32Array, Int64Array
 
-# Two that share products make a step of 3 streams in 12 instead of 18 ms, one of 22 in 28 to 35
-# instead of 55 to 63; but with another program on one of the two cores they take 40 to 400 ms,
-# because each waits for one that does not run. Groups of streams with a thread each do not wait.
+# Two that share products, spinning for up to 4 ms, make a step of 3 streams in 12 instead of 18 ms,
+# one of 22 in 28 to 35 instead of 55 to 63; but with another program on one of the two cores 40 to
+# 470, because each waits for one that does not run (yielding early: 50 to 170, measured with a call
+# a layer). Groups of streams with a thread each do not wait.
 TEAM_THREADS_MAX = 1
 # Weights of few rows come from memory a third faster through byte dot products than through tile
 # registers: 19 instead of 13 GB/s for 1 row on two threads, 15 and 14 for 8, 10 and 13 for 16.

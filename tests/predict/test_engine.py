@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 
 from archiver.errors import InvalidModelError, UsageError
-from archiver.predict import registry
 from archiver.predict.engine_config import EngineConfig
 from archiver.predict.kernels import products
 from archiver.predict.package import ModelPackage
 from archiver.steering.sources import random_vectors
-from tests.support.tiny_models import LOCAL_HEADS, make_tiny_hf_folder
 
-from .engines import engine_of, run
+from .engines import engine_of, run, small_package
 
 
 def random_tokens(package: ModelPackage, streams: int, length: int) -> np.ndarray:
@@ -27,17 +25,8 @@ def random_tokens(package: ModelPackage, streams: int, length: int) -> np.ndarra
 
 @pytest.fixture(scope="module", params=["narrow", "wide"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
-    """A small random model; every size of the wide one is a multiple of 64, as tile registers
-    need it."""
-    sizes = {"hidden": 64, "heads": 3, "kv_heads": 1, "head_dim": 64, "ffn": 128}
-    folder = make_tiny_hf_folder(
-        tmp_path_factory.mktemp("source") / "model", seed=2,
-        **(sizes if request.param == "wide" else {}),
-    )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLMZIP_HOME", str(tmp_path_factory.mktemp("home")))
-        registry.add(folder, name="model", local_heads=LOCAL_HEADS)
-        return registry.resolve("model")
+    """A small random model; every size of the wide one is a multiple of 64."""
+    return small_package(tmp_path_factory, wide=request.param == "wide")
 
 
 @pytest.mark.parametrize("steps", [1, 7, 16, 64, 150])

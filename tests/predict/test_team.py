@@ -9,32 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from archiver.predict import registry, team
+from archiver.predict import team
 from archiver.predict.engine import Engine
 from archiver.predict.kernels import meeting, products
 from archiver.predict.package import ModelPackage
 from archiver.predict.predictor import PredictorTeam
 from archiver.predict.soft_prompt import SoftPrompt
 from archiver.predict.team import SoloTeam, Team, shares_products
-from tests.support.tiny_models import LOCAL_HEADS, make_tiny_hf_folder
 
-from .engines import engine_of
+from .engines import engine_of, small_package
 
 STEPS = 40  # beyond the narrow window
 
 
 @pytest.fixture(scope="module", params=["narrow", "wide"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelPackage:
-    """A small random model; every size of the wide one suits tile registers."""
-    sizes = {"hidden": 64, "heads": 3, "kv_heads": 1, "head_dim": 64, "ffn": 128}
-    folder = make_tiny_hf_folder(
-        tmp_path_factory.mktemp("source") / "model", seed=2,
-        **(sizes if request.param == "wide" else {}),
-    )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLMZIP_HOME", str(tmp_path_factory.mktemp("home")))
-        registry.add(folder, name="model", local_heads=LOCAL_HEADS)
-        return registry.resolve("model")
+    """A small random model; every size of the wide one is a multiple of 64."""
+    return small_package(tmp_path_factory, wide=request.param == "wide")
 
 
 def engines(model: ModelPackage, **settings: Any) -> list[Engine]:
