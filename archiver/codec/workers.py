@@ -1,20 +1,18 @@
 """Worker threads that run the model: whole blocks when encoding, steps when decoding.
 
 Every worker runs the model for streams of its own, from the first layer to the last, so no two
-pools of threads ever wait for each other and a busy core slows down its own share only; workers
-that make steps together (see `predict.team`) would. Kernels and matrix products release the
-interpreter's lock.
+pools of threads ever wait for each other and a busy core slows down its own share only; `stepper`
+tells when they do wait. Kernels and matrix products release the interpreter's lock.
 
 A serial predictor has one thread, and steps of one token of one stream in both directions.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from archiver.codec.stepper import Stepper
 from archiver.predict.kernels import head
 from archiver.predict.predictor import Predictor
 from archiver.predict.team import HEAD_ROWS, head_room
 from archiver.types import Float32Array, Int32Array, Int64Array, Progress, UInt32Array
-
-# A step of few streams takes the time in which memory brings the weights, so two threads that
-# each read them are no faster than one (measured: 3 streams, 22 ms a step against 17).
-GROUP_STREAMS_MIN = 4
 
 
 def usable_cores() -> int:
@@ -41,76 +36,6 @@ def usable_cores() -> int:
 class _StreamResult:
     probabilities: UInt32Array
     counts: Int32Array
-
-
-def step_groups(engine: Predictor, threads: int, streams: int) -> tuple[int, int]:
-    """How many groups of streams make steps apart from each other, and on how many threads each.
-
-    All threads of all groups can run at the same time, but for a serial predictor's.
-    """
-    if engine.serial:
-        return streams, 1
-    members = min(threads, engine.team_threads)
-    return max(1, min(threads // members, streams // GROUP_STREAMS_MIN)), members
-
-
-class Stepper:
-    """Streams in lockstep, in groups that each have one thread or more.
-
-    A group's weights are asked for by `weights_of`, then `advance` begins its next step; between
-    the two, and only there, they are valid. Other groups' steps run meanwhile.
-
-    Attributes:
-        groups: contiguous streams; none is empty.
-    """
-
-    def __init__(
-        self, engine: Predictor, pool: ThreadPoolExecutor, threads: int, streams: int, steps: int
-    ) -> None:
-        """Args: threads: of the pool, all of them free; steps: of the longest stream."""
-        self._start_token = engine.start_token
-        self._pool = pool
-        groups, members = step_groups(engine, threads, streams)
-        edges = [streams * i // groups for i in range(groups + 1)]
-        self.groups = [slice(a, b) for a, b in itertools.pairwise(edges)]
-        self._teams = {
-            group.start: engine.team(
-                streams=group.stop - group.start, tokens=steps, members=members
-            )
-            for group in self.groups
-        }
-        self._jobs: dict[int, list[Future[None]]] = {}
-        for group in self.groups:
-            # No symbol lies before the first, as after an escape.
-            self.advance(group, np.full(group.stop - group.start, -1, np.int32))
-
-    def advance(self, group: slice, ranks: Int32Array) -> None:
-        """Begin the step in which the model sees one more symbol of each of the group's streams.
-
-        Args:
-            ranks: int32 [the group's streams], the last symbols, escapes negative.
-        """
-        inputs = np.where(ranks < 0, self._start_token, ranks).astype(np.int32)
-        team = self._teams[group.start]
-        self._jobs[group.start] = [
-            self._pool.submit(team.run, member, inputs) for member in range(team.members)
-        ]
-
-    def weights_of(self, group: slice) -> tuple[Int32Array, Int64Array]:
-        """The weights of the next token of every stream of the group, when they are known.
-
-        Returns:
-            weights, int32 [streams, vocabulary], and their cumulative totals, int64
-            [streams, tiles + 1].
-        """
-        for job in self._jobs[group.start]:
-            job.result()
-        team = self._teams[group.start]
-        return team.weights, team.cumulative
-
-    def stop(self) -> None:
-        """Wait until no step runs."""
-        wait(itertools.chain(*self._jobs.values()))
 
 
 class ModelWorkers:

@@ -17,7 +17,7 @@ from archiver.predict.kernels.products import choose_backend
 from archiver.predict.linear import Layer, Linear
 from archiver.predict.session import Session
 from archiver.predict.tables import activation_span
-from archiver.predict.team import TEAM_THREADS_MAX, Team, shares_products
+from archiver.predict.team import Team, shares_products
 from archiver.types import Float32Array, Int8Array
 
 if TYPE_CHECKING:
@@ -65,16 +65,11 @@ class Engine(EngineBase):
         """Streams that hold nothing but the soft prompt; arguments as for `Session`."""
         return Session(self, streams=streams, tokens=tokens, steps=steps)
 
-    @property
-    def team_threads(self) -> int:
-        """How many threads at most can make the steps of some streams together."""
-        return TEAM_THREADS_MAX if shares_products(self) else 1
-
-    def team(self, *, streams: int, tokens: int, members: int) -> PredictorTeam:
-        """Streams for steps by `members` threads, at most `team_threads`."""
+    def team(self, *, streams: int, tokens: int, threads: int) -> PredictorTeam:
+        """Streams for steps on at most so many threads."""
         if shares_products(self):
-            return Team(self, streams=streams, tokens=tokens, members=members)
-        return super().team(streams=streams, tokens=tokens, members=members)
+            return Team(self, streams=streams, tokens=tokens, members=threads)
+        return super().team(streams=streams, tokens=tokens, threads=threads)
 
     def prepare_thread(self) -> None:
         """The calling thread is ready to run sessions."""

@@ -131,15 +131,9 @@ class EngineBase(ABC):
             steps: the most tokens a stream that one call of `advance` brings.
         """
 
-    @property
-    def team_threads(self) -> int:
-        """How many threads at most can make the steps of some streams together."""
-        return 1
-
-    def team(self, *, streams: int, tokens: int, members: int) -> PredictorTeam:
-        """Streams for steps by `members` threads, at most `team_threads`."""
-        assert members == 1
-        return SoloTeam(self, streams=streams, tokens=tokens)
+    def team(self, *, streams: int, tokens: int, threads: int) -> PredictorTeam:
+        """Streams for steps on at most so many threads."""
+        return SoloTeam.on_threads(self, streams=streams, tokens=tokens, threads=threads)
 
     @abstractmethod
     def prepare_thread(self) -> None:

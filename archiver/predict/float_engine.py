@@ -45,7 +45,6 @@ class FloatEngine:
     """
 
     serial = True
-    team_threads = 1
     block_tokens = 1
     lead = 0
 
@@ -104,10 +103,9 @@ class FloatEngine:
         assert streams == steps == 1
         return FloatSession(self)
 
-    def team(self, *, streams: int, tokens: int, members: int) -> SoloTeam:
-        """A stream at its beginning, for steps by one thread."""
-        assert members == 1
-        return SoloTeam(self, streams=streams, tokens=tokens)
+    def team(self, *, streams: int, tokens: int, threads: int) -> SoloTeam:
+        """Streams at their beginning, each apart from the others."""
+        return SoloTeam(self, streams=streams, tokens=tokens, members=streams)
 
     def head(
         self, codes: NDArray[Any], scales: Float32Array, room: Float32Array | None = None

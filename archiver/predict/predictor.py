@@ -8,6 +8,7 @@ runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
 from numpy.typing import NDArray
@@ -35,11 +36,14 @@ class PredictorSession(Protocol):
 
 
 class PredictorTeam(Protocol):
-    """Some streams, and threads that bring all of them a token further together."""
+    """Streams, and members that each bring some of them a token further, on threads of their own.
+
+    Some teams can make a step together as well, see `team.Team`.
+    """
 
     @property
-    def members(self) -> int:
-        """How many threads."""
+    def shares(self) -> Sequence[slice]:
+        """Each member's streams, from the first to the last; a member may have none."""
 
     @property
     def weights(self) -> Int32Array:
@@ -49,11 +53,11 @@ class PredictorTeam(Protocol):
     def cumulative(self) -> Int64Array:
         """Their totals, int64 [streams, tiles + 1] (see `head.weigh_vocabulary`)."""
 
-    def run(self, number: int, tokens: Int32Array) -> None:
-        """A member's part of a step; all members' parts have to run at the same time.
+    def run_apart(self, number: int, tokens: Int32Array) -> None:
+        """A step of one member's streams, whatever the others do.
 
         Args:
-            tokens: int32 [streams], the last tokens of all streams; `start_token` as in `advance`.
+            tokens: int32 [the member's streams], their last tokens; `start_token` as in `advance`.
         """
 
 
@@ -96,15 +100,11 @@ class Predictor(Protocol):
             tokens: the longest stream's length; steps: the most that `advance` brings of each.
         """
 
-    @property
-    def team_threads(self) -> int:
-        """How many threads at most can make the steps of some streams together."""
-
-    def team(self, *, streams: int, tokens: int, members: int) -> PredictorTeam:
-        """Streams at their beginning, for steps by that many threads.
+    def team(self, *, streams: int, tokens: int, threads: int) -> PredictorTeam:
+        """Streams at their beginning, for steps on at most so many threads.
 
         Args:
-            tokens: the longest stream's length; members: at most `team_threads`.
+            tokens: the longest stream's length.
         """
 
     @property

@@ -1,4 +1,8 @@
-"""Streams in lockstep, a token a step, on one thread or on several that share the products.
+"""Streams in lockstep, a token a step, on threads that each have some of them.
+
+Members of a team make their steps apart, or together: then they share every product, and the
+weights are read once. What comes out is the same, so a team may change from one to the other after
+any step.
 
 Source: FORMAT.md, "Predictor".
 """
@@ -6,6 +10,7 @@ Source: FORMAT.md, "Predictor".
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,14 +31,12 @@ if TYPE_CHECKING:
     from archiver.predict.session import Session
     from archiver.types import Float32Array, Int32Array, Int64Array
 
-# Two that share products, spinning for up to 4 ms, make a step of 3 streams in 12 instead of 18 ms,
-# one of 22 in 28 to 35 instead of 55 to 63; but with another program on one of the two cores 40 to
-# 470, because each waits for one that does not run (yielding early: 50 to 170, measured with a call
-# a layer). Groups of streams with a thread each do not wait.
-TEAM_THREADS_MAX = 1
 # Weights of few rows come from memory a third faster through byte dot products than through tile
 # registers: 19 instead of 13 GB/s for 1 row on two threads, 15 and 14 for 8, 10 and 13 for 16.
 DOT_ROWS_MAX = 8
+# A step of few streams takes the time in which memory brings the weights, so two threads that
+# each read them are no faster than one (measured: 3 streams, 22 ms a step against 17).
+SOLO_STREAMS_MIN = 4
 HEAD_ROWS = 32  # rows whose products over the vocabulary lie in memory at once
 
 
@@ -48,45 +51,75 @@ def _weights_of(streams: int, size: int) -> tuple[Int32Array, Int64Array]:
     return np.empty((streams, size), np.int32), np.empty((streams, tiles + 1), np.int64)
 
 
+def shares_of(streams: int, members: int) -> list[slice]:
+    """Which streams each of some members has; the last ones have one more at most."""
+    edges = [streams * number // members for number in range(members + 1)]
+    return [slice(first, last) for first, last in itertools.pairwise(edges)]
+
+
+def solo_members(threads: int, streams: int) -> int:
+    """How many members that cannot share products there had best be."""
+    return max(1, min(threads, streams // SOLO_STREAMS_MIN))
+
+
 class SoloTeam:
-    """A team of one thread, for any predictor; attributes as for `Team`."""
+    """Members that make their steps apart, for any predictor; attributes as for `Team`."""
 
-    members = 1
-
-    def __init__(self, predictor: Predictor, *, streams: int, tokens: int) -> None:
+    def __init__(self, predictor: Predictor, *, streams: int, tokens: int, members: int) -> None:
+        """Args: tokens: the longest stream's length; members: at most as many as streams."""
+        self.shares = shares_of(streams, members)
         self._predictor = predictor
-        self._session = predictor.session(streams=streams, tokens=tokens, steps=1)
         self.weights, self.cumulative = _weights_of(streams, predictor.vocabulary.size)
-        self._logits = np.empty(predictor.vocabulary.size, np.float32)
-        self._room = head_room(predictor, min(streams, HEAD_ROWS))
+        self._members = [
+            _SoloMember(predictor, share.stop - share.start, tokens) for share in self.shares
+        ]
 
-    def run(self, number: int, tokens: Int32Array) -> None:
-        """A step of all streams; arguments as for `Team.run`."""
-        codes, scales = self._session.advance(tokens[:, None])
+    def run_apart(self, number: int, tokens: Int32Array) -> None:
+        """A step of one member's streams; arguments as for `Team.run_apart`."""
+        member, share = self._members[number], self.shares[number]
+        weights, cumulative = self.weights[share], self.cumulative[share]
+        codes, scales = member.session.advance(tokens[:, None])
         for start in range(0, len(codes), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
             products, row_scales, head_scales = self._predictor.head(
-                codes[rows], scales[rows], self._room
+                codes[rows], scales[rows], member.room
             )
             for row, product in enumerate(products):
                 weigh_vocabulary(
-                    product, row_scales[row], head_scales, self._logits, self.weights[start + row],
-                    self.cumulative[start + row],
+                    product, row_scales[row], head_scales, member.logits, weights[start + row],
+                    cumulative[start + row],
                 )  # fmt: skip
+
+    @classmethod
+    def on_threads(
+        cls, predictor: Predictor, *, streams: int, tokens: int, threads: int
+    ) -> SoloTeam:
+        """A team of as many members as there had best be on so many threads."""
+        members = solo_members(threads, streams)
+        return cls(predictor, streams=streams, tokens=tokens, members=members)
+
+
+class _SoloMember:
+    """What a thread has for itself."""
+
+    def __init__(self, predictor: Predictor, streams: int, tokens: int) -> None:
+        self.session = predictor.session(streams=streams, tokens=tokens, steps=1)
+        self.logits = np.empty(predictor.vocabulary.size, np.float32)
+        self.room = head_room(predictor, min(streams, HEAD_ROWS))
 
 
 class Team:
-    """Some streams, and threads that bring all of them a token further together.
+    """Members that can also make their steps together.
 
     Attributes:
-        members: threads.
+        shares: the streams of each member.
         weights: int32 [streams, vocabulary], of the next tokens after a step; cumulative: int64
             [streams, tiles + 1] (see `head.weigh_vocabulary`).
     """
 
     def __init__(self, engine: Engine, *, streams: int, tokens: int, members: int) -> None:
-        """Args: tokens: the longest stream's length; members: all of which have to run at once."""
-        self.members = members
+        """Args: tokens: the longest stream's length."""
+        self.shares = shares_of(streams, members)
         self._engine = engine
         size = engine.vocabulary.size
         self.weights, self.cumulative = _weights_of(streams, size)
@@ -95,83 +128,125 @@ class Team:
         self._scales, self._inner_scales = np.empty((2, streams), np.float32)
         self._attended_codes = aligned_empty((streams, width), np.int8)
         self._activated_codes = aligned_empty((streams, ffn), np.int8)
-        self._room = aligned_empty((streams * size,), np.float32)
         self._meeting = new_meeting()
-        matrices = [_product(matrix) for matrix in _matrices(engine.layers[0])]
-        self._packed_bytes = np.array([len(matrix.packed) for matrix in matrices], np.int64)
-        self._outputs = np.array([len(m.scales) for m in _matrices(engine.layers[0])], np.int64)
+        matrices = _matrices(engine.layers[0])
+        self._packed_bytes = np.array([len(_product(of).packed) for of in matrices], np.int64)
+        self._outputs = np.array([len(of.scales) for of in matrices], np.int64)
+        self._room = aligned_empty((streams, max(size, int(self._outputs.max()))), np.float32)
         self._layer_sinks = np.array(
             [engine.layer_sinks(number) for number in range(len(engine.layers))], np.int32
         )
-        by_tiles = engine.backend.tiled and streams > DOT_ROWS_MAX
-        edges = [streams * number // members for number in range(members + 1)]
         self._members = [
-            _Member(engine, first, last, tokens, number, members, by_tiles)
-            for number, (first, last) in enumerate(itertools.pairwise(edges))
+            _Member(engine, self._meeting, self.shares, number, tokens) for number in range(members)
         ]
 
-    def run(self, number: int, tokens: Int32Array) -> None:
-        """A member's part of a step; all members' parts have to run at the same time.
+    def run_together(self, number: int, tokens: Int32Array) -> None:
+        """A member's part of a step of all streams; all members' have to run at the same time.
 
         Args:
-            tokens: int32 [streams], the last tokens of all streams, embedding rows.
+            tokens: int32 [the member's streams], their last tokens, embedding rows.
         """
+        member = self._members[number]
         try:
-            self._step(self._members[number], tokens)
+            self._step(member, tokens, member.together)
         except BaseException:
             abandon(self._meeting)
             raise
 
-    def _step(self, member: _Member, tokens: Int32Array) -> None:
-        engine, session = self._engine, member.session
-        first, last = member.first, member.last
+    def run_apart(self, number: int, tokens: Int32Array) -> None:
+        """A step of one member's streams; other members may be anywhere.
+
+        Args:
+            tokens: as for `run_together`.
+        """
+        member = self._members[number]
+        self._step(member, tokens, member.apart)
+
+    def _step(self, member: _Member, tokens: Int32Array, way: _Way) -> None:
+        engine, session, rows = self._engine, member.session, way.rows
         mine = session.rows
-        layers.embed(tokens[first:last], engine.embed_codes, engine.embed_scales, mine.x)
+        layers.embed(tokens, engine.embed_codes, engine.embed_scales, mine.x)
         step(
-            self._meeting, member.met, self.members, first, last, mine.x, mine.attended,
-            self._codes, self._scales, self._inner_scales, self._attended_codes,
-            self._activated_codes, self._room, member.addresses, self._outputs,
-            self._packed_bytes, member.outputs, member.shapes, session.position,
-            len(session.angles[0][0]), engine.windows, session.slots,
+            way.meeting, way.met, way.members, way.own.start, way.own.stop, mine.x, mine.attended,
+            self._codes[rows], self._scales[rows], self._inner_scales[rows],
+            self._attended_codes[rows], self._activated_codes[rows], self._room[rows].reshape(-1),
+            member.addresses, self._outputs, self._packed_bytes, way.outputs, member.shapes,
+            session.position, len(session.angles[0][0]), engine.windows, session.slots,
             session.sinks[0][-1].shape[-1], engine.sinks, self._layer_sinks,
             (mine.query, mine.query_scale, mine.sink_query, mine.sink_query_scale),
             session.scratch, engine.epsilon, engine.logit_unit, engine.span,
-            _product(engine.head).packed, engine.head.scales, *member.head_outputs,
-            self.weights, self.cumulative,
+            _product(engine.head).packed, engine.head.scales, *way.head_outputs,
+            self.weights[rows], self.cumulative[rows],
         )  # fmt: skip
         session.position += 1
 
 
-class _Member:
-    """A thread's share.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Way:
+    """How a member makes a step: alone, or with all others.
 
     Attributes:
-        first, last: its streams; session: their state.
-        addresses: int64 [layers, 18], of the arrays of each layer (see `kernels.team`).
-        met: int64 [1], arrivals at the meeting that it has expected so far.
+        meeting: of those who share products; met: int64 [1], arrivals there that the member has
+            expected so far; members: how many they are.
+        rows: the streams whose rows are multiplied; own: the member's, counted from the first.
         outputs: int64 [4, 2], its outputs of qkv, o, up and down; head_outputs: of the head.
     """
 
+    meeting: Int64Array
+    met: Int64Array
+    members: int
+    rows: slice
+    own: slice
+    outputs: Int64Array
+    head_outputs: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls, engine: Engine, meeting: Int64Array, *, rows: slice, own: slice, number: int,
+        members: int, unit: int,
+    ) -> _Way:  # fmt: skip
+        """Args: number: the member's among those who share; unit: outputs that stay together."""
+        return cls(
+            meeting=meeting, met=np.zeros(1, np.int64), members=members, rows=rows, own=own,
+            outputs=np.array(
+                [own_outputs(of, number, members, unit) for of in _matrices(engine.layers[0])],
+                np.int64,
+            ),
+            head_outputs=own_outputs(engine.head, number, members, unit),
+        )  # fmt: skip
+
+
+class _Member:
+    """What a thread has for itself.
+
+    Attributes:
+        session: the state of its streams.
+        addresses: int64 [layers, 18], of the arrays of each layer (see `kernels.team`).
+        shapes: of tiles, None where products are of bytes.
+    """
+
     def __init__(
-        self, engine: Engine, first: int, last: int, tokens: int, number: int, members: int,
-        by_tiles: bool,
+        self, engine: Engine, meeting: Int64Array, shares: list[slice], number: int, tokens: int,
     ) -> None:  # fmt: skip
-        self.first, self.last = first, last
-        self.session: Session = engine.session(streams=last - first, tokens=tokens, steps=1)
+        share, streams = shares[number], shares[-1].stop
+        own = share.stop - share.start
+        self.session: Session = engine.session(streams=own, tokens=tokens, steps=1)
         self.addresses = np.array(
             [[array.ctypes.data for array in self._arrays(engine, number)]
              for number in range(len(engine.layers))],
             np.int64,
         )  # fmt: skip
         assert self.addresses.shape[1] == ADDRESSES
-        self.met = np.zeros(1, np.int64)
+        by_tiles = engine.backend.tiled and streams > DOT_ROWS_MAX
         self.shapes = PANEL_SHAPES if by_tiles else None
         unit = AmxProduct.outputs_step if by_tiles else VnniProduct.outputs_step
-        self.outputs = np.array(
-            [own_outputs(matrix, number, members, unit) for matrix in _matrices(engine.layers[0])],
-            np.int64,
+        self.apart = _Way.of(
+            engine, new_meeting(), rows=share, own=slice(0, own), number=0, members=1, unit=unit
         )
-        self.head_outputs = own_outputs(engine.head, number, members, unit)
+        self.together = _Way.of(
+            engine, meeting, rows=slice(0, streams), own=share, number=number,
+            members=len(shares), unit=unit,
+        )  # fmt: skip
 
     def _arrays(self, engine: Engine, number: int) -> list[NDArray[Any]]:
         """Those of a layer, all of one piece; engine and session keep them where they are."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from archiver.predict.kernels.memory import aligned_empty
 from archiver.predict.kernels.products import VnniProduct
-from archiver.predict.team import own_outputs
+from archiver.predict.team import own_outputs, shares_products, solo_members
 
 if TYPE_CHECKING:
     from archiver.predict.engine import Engine
@@ -100,15 +100,22 @@ def time_floor(engine: Engine, threads: int, streams: int) -> dict[str, Products
         threads: llmzip's; streams: of a frame.
 
     Returns:
-        by direction.
+        by direction; of the ways in which a step can be made, the quicker one.
     """
-    from archiver.codec.workers import step_groups
-
-    groups, members = step_groups(engine, threads, streams)
+    ways = [time_products(engine, *way) for way in step_ways(engine, threads, streams)]
     return {
         "compress": time_products(engine, engine.block_tokens, threads),
-        "decompress": time_products(engine, -(-streams // groups), groups, members),
+        "decompress": min(ways, key=lambda way: way.wall_s / way.tokens),
     }
+
+
+def step_ways(engine: Engine, threads: int, streams: int) -> list[tuple[int, int, int]]:
+    """Rows, groups and members of each (see `Products`) of the products of a step."""
+    if not shares_products(engine):
+        groups = solo_members(threads, streams)
+        return [(-(-streams // groups), groups, 1)]
+    apart = min(threads, streams)
+    return [(-(-streams // apart), apart, 1), (streams, 1, threads)]
 
 
 def time_roofs(engine: Engine, threads: int, floor: Iterable[Products]) -> dict[str, Any]:

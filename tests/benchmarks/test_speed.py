@@ -12,7 +12,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from archiver.codec.frame import FrameCodec
-from archiver.predict import engine as predict_engine
 from archiver.predict.engine import Engine
 from archiver.predict.kernels import layers
 from archiver.predict.kernels.lanes import has_byte_dot_product
@@ -23,7 +22,14 @@ from benchmarks.runner import JobError
 from benchmarks.speed import floor
 from benchmarks.speed import record as speed_record
 from benchmarks.speed.charts import draw
-from benchmarks.speed.floor import SHAPES, Products, time_floor, time_products, time_roofs
+from benchmarks.speed.floor import (
+    SHAPES,
+    Products,
+    step_ways,
+    time_floor,
+    time_products,
+    time_roofs,
+)
 from benchmarks.speed.parts import time_parts
 from benchmarks.speed.record import DIRECTIONS, directions_of
 from benchmarks.speed.stages import ALTERNATIVE, CONTAINER, OTHER, StageClock
@@ -104,13 +110,13 @@ def test_rows_of_each_direction(tiny: ModelPackage) -> None:
 
 
 @pytest.mark.skipif(not has_byte_dot_product(), reason="no products of our own here")
-def test_a_team_reads_the_weights_once(tiny: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict_engine, "TEAM_THREADS_MAX", 2)
+def test_rows_of_members_apart_and_together(tiny: ModelPackage) -> None:
     engine = Engine(tiny, window=64, local_window=64, sinks=4)
-    found = {streams: time_floor(engine, 2, streams)["decompress"] for streams in (1, 9)}
-    assert [(f.rows, f.groups, f.members, f.tokens) for f in found.values()] == [
-        (1, 1, 2, 1), (9, 1, 2, 9),
-    ]  # fmt: skip
+    assert step_ways(engine, 2, 1) == [(1, 1, 1), (1, 1, 2)]
+    assert step_ways(engine, 2, 9) == [(5, 2, 1), (9, 1, 2)]
+    for rows, groups, members in step_ways(engine, 2, 9):
+        found = time_products(engine, rows, groups, members)
+        assert (found.rows, found.groups, found.members) == (rows, groups, members)
 
 
 @pytest.mark.usefixtures("few_bytes")

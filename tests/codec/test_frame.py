@@ -24,7 +24,7 @@ from archiver.errors import LimitExceededError, UnsupportedVersionError
 from archiver.levels import LEVELS, Chunking
 from archiver.mixing.parameters import MixerParameters
 from archiver.options import CompressOptions
-from archiver.predict import engine, team
+from archiver.predict import team
 from archiver.predict.engine import Engine
 from archiver.predict.engine_base import ENGINE_VERSION
 from archiver.predict.kernels.products import BACKEND_VARIABLE
@@ -136,9 +136,6 @@ def test_threads_and_blocks_change_nothing(
         codec = make_codec(tiny)
         assert codec.encode(content) == payload
         assert codec.decode(payload, len(content)) == content
-        with monkeypatch.context() as patched:
-            patched.setattr(engine, "TEAM_THREADS_MAX", 2)
-            assert make_codec(tiny, threads=2).decode(payload, len(content)) == content
         # Without products of our own, steps are made kernel by kernel.
         monkeypatch.setattr(team, "HEAD_ROWS", rows)
         monkeypatch.setenv(BACKEND_VARIABLE, "float32")

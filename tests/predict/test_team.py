@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -38,16 +40,31 @@ def engines(model: ModelPackage, **settings: Any) -> list[Engine]:
     return found
 
 
-def steps(run: PredictorTeam, tokens: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Weights and totals after every step."""
-    found = []
-    with ThreadPoolExecutor(run.members) as pool:
+Found = list[tuple[np.ndarray, np.ndarray]]
+
+
+def steps(found: PredictorTeam, tokens: np.ndarray, together: Iterable[bool] = (False,)) -> Found:
+    """Weights and totals after every step, made together or apart in turns."""
+    results = []
+    turns = itertools.cycle(together)
+    with ThreadPoolExecutor(len(found.shares)) as pool:
         for step in range(tokens.shape[1]):
             last = np.ascontiguousarray(tokens[:, step])
-            for job in [pool.submit(run.run, member, last) for member in range(run.members)]:
+            run = found.run_apart
+            if next(turns):
+                assert isinstance(found, Team)
+                run = found.run_together
+            jobs = [pool.submit(run, n, last[share]) for n, share in enumerate(found.shares)]
+            for job in jobs:
                 job.result()
-            found.append((run.weights.copy(), run.cumulative.copy()))
-    return found
+            results.append((found.weights.copy(), found.cumulative.copy()))
+    return results
+
+
+def assert_same(found: Found, expected: Found) -> None:
+    for (weights, cumulative), wanted in zip(found, expected, strict=True):
+        assert np.array_equal(weights, wanted[0])
+        assert np.array_equal(cumulative, wanted[1])
 
 
 def tokens_of(model: ModelPackage, streams: int) -> np.ndarray:
@@ -61,12 +78,19 @@ def tokens_of(model: ModelPackage, streams: int) -> np.ndarray:
 def test_a_team_equals_one_thread(model: ModelPackage, streams: int, members: int) -> None:
     tokens = tokens_of(model, streams)
     plain = engine_of(model, matmul="float32", window=24)
-    expected = steps(plain.team(streams=streams, tokens=STEPS, members=1), tokens)
+    expected = steps(plain.team(streams=streams, tokens=STEPS, threads=1), tokens)
     for engine in engines(model, window=24):
-        shared = Team(engine, streams=streams, tokens=STEPS, members=members)
-        for found, wanted in zip(steps(shared, tokens), expected, strict=True):
-            assert np.array_equal(found[0], wanted[0])
-            assert np.array_equal(found[1], wanted[1])
+        for together in ((True,), (False,), (True, True, False)):
+            shared = Team(engine, streams=streams, tokens=STEPS, members=members)
+            assert_same(steps(shared, tokens, together), expected)
+
+
+@pytest.mark.parametrize("members", [2, 3])
+def test_members_apart_need_no_products_of_our_own(model: ModelPackage, members: int) -> None:
+    tokens = tokens_of(model, 13)
+    plain = engine_of(model, matmul="float32", window=24)
+    expected = steps(SoloTeam(plain, streams=13, tokens=STEPS, members=1), tokens)
+    assert_same(steps(SoloTeam(plain, streams=13, tokens=STEPS, members=members), tokens), expected)
 
 
 def test_a_team_sees_a_soft_prompt(model: ModelPackage) -> None:
@@ -77,21 +101,22 @@ def test_a_team_sees_a_soft_prompt(model: ModelPackage) -> None:
     )
     tokens = tokens_of(model, 3)
     plain = engine_of(model, matmul="float32").steered(prompt)
-    expected = steps(plain.team(streams=3, tokens=STEPS, members=1), tokens)
+    expected = steps(plain.team(streams=3, tokens=STEPS, threads=1), tokens)
     for engine in engines(model):
-        shared = engine.steered(prompt).team(streams=3, tokens=STEPS, members=2)
-        for found, wanted in zip(steps(shared, tokens), expected, strict=True):
-            assert np.array_equal(found[0], wanted[0])
+        shared = engine.steered(prompt).team(streams=3, tokens=STEPS, threads=2)
+        assert_same(steps(shared, tokens, (True, False)), expected)
 
 
 def test_which_engines_share_products(model: ModelPackage) -> None:
     plain = engine_of(model, matmul="float32")
     assert not shares_products(plain)
-    assert plain.team_threads == 1
-    assert isinstance(plain.team(streams=2, tokens=9, members=1), SoloTeam)
+    # Members that each read the weights, and cannot share, need streams enough.
+    for streams, members in ((2, 1), (8, 2), (30, 3)):
+        found = plain.team(streams=streams, tokens=9, threads=3)
+        assert isinstance(found, SoloTeam)
+        assert len(found.shares) == members
     for engine in engines(model):
-        assert engine.team_threads == team.TEAM_THREADS_MAX
-        assert isinstance(engine.team(streams=2, tokens=9, members=2), Team)
+        assert isinstance(engine.team(streams=2, tokens=9, threads=2), Team)
 
 
 def test_a_member_that_fails_leaves_nobody_waiting(
@@ -109,9 +134,9 @@ def test_a_member_that_fails_leaves_nobody_waiting(
 
         with monkeypatch.context() as patched, ThreadPoolExecutor(1) as pool:
             patched.setattr(team, "step", step)
-            other = pool.submit(shared.run, 1, tokens)
+            other = pool.submit(shared.run_together, 1, tokens[2:])
             with pytest.raises(MemoryError, match="no room"):
-                shared.run(0, tokens)
+                shared.run_together(0, tokens[:2])
             other.result(timeout=60)
 
 
