@@ -18,7 +18,9 @@ from archiver.predict.kernels.elementary import KERNEL_OPTIONS
 from archiver.predict.kernels.tiles import (
     float_sums,
     multiply_16,
+    multiply_16_fetching,
     multiply_32,
+    multiply_32_fetching,
     release_tiles,
     use_tiles,
 )
@@ -136,10 +138,16 @@ def multiply_by_tiles(packed, codes, product, begin, end, shapes):
         at = first * inputs
         for number in range(panels):
             row = min(number * panel, rows - panel)
-            if panel > 16:
-                multiply_32(packed, at, flat, row * inputs, inputs, sums)
+            code_at = row * inputs
+            if number == 0:  # the first to see these weights
+                if panel > 16:
+                    multiply_32_fetching(packed, at, flat, code_at, inputs, sums)
+                else:
+                    multiply_16_fetching(packed, at, flat, code_at, inputs, sums)
+            elif panel > 16:
+                multiply_32(packed, at, flat, code_at, inputs, sums)
             else:
-                multiply_16(packed, at, flat, row * inputs, inputs, sums)
+                multiply_16(packed, at, flat, code_at, inputs, sums)
             if end - first >= PANEL_OUTPUTS:
                 for r in range(panel):
                     place = (row + r) * outputs + first

@@ -129,9 +129,8 @@ def release_tiles(t: _Tiles):
     t.do("tilerelease")
 
 
-def _multiply_panel(first: int, second: int) -> Any:
-    """Products of the rows in `first` (0 or 1) tiles of codes and, if `second`, one more, with 32
-    outputs."""
+def _multiply_panel(second: bool, fetch: bool) -> Any:
+    """Products of the rows in one tile of codes and, if `second`, one more, with 32 outputs."""
 
     @on_lanes(types.void, ARRAY, INDEX, ARRAY, INDEX, INDEX, ARRAY, builder=_Tiles)
     def multiply_panel(t: _Tiles, weights, weight_at, codes, code_at, inputs, sums):
@@ -150,7 +149,11 @@ def _multiply_panel(first: int, second: int) -> Any:
             for number, address in enumerate(code_tiles):
                 t.load_tile(4 + number, b.gep(address, [code_step]), inputs)
             for number, address in enumerate(weight_tiles):
-                t.load_tile(6 + number, b.gep(address, [weight_step]), I64(TILE_BYTES))
+                place = b.gep(address, [weight_step])
+                t.load_tile(6 + number, place, I64(TILE_BYTES))
+                for row in range(TILE_ROWS) if fetch else ():
+                    line = b.gep(place, [I64(row * TILE_BYTES)])
+                    t.fetch(line, b.mul(tile_bytes, I64(2)))
             for row in range(len(code_tiles)):
                 for column in range(2):
                     t.multiply(2 * row + column, 4 + row, 6 + column)
@@ -163,12 +166,14 @@ def _multiply_panel(first: int, second: int) -> Any:
     return multiply_panel
 
 
-multiply_16, multiply_32 = _multiply_panel(1, 0), _multiply_panel(1, 1)
+multiply_16, multiply_32, multiply_16_fetching, multiply_32_fetching = (
+    _multiply_panel(second, fetch) for fetch in (False, True) for second in (False, True)
+)
 """multiply_N(weights u8[], weight_at, codes i8[], code_at, inputs, sums i32[N * 32]).
 
 For the rows r < N that `use_tiles` has named and outputs o < 32: sums[32 r + o] = sum over i of
 weights(o, i) * codes[code_at + inputs r + i], weights in the layout of `byte_products`; inputs a
-multiple of 64.
+multiple of 64. Those that fetch ask for the next panel's weights meanwhile.
 """
 
 
