@@ -7,6 +7,7 @@ they have, and those of `stepwise`, which are timed with nothing else running, o
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -58,13 +59,16 @@ def results_text(records: Sequence[Record]) -> str:
     sizes: dict[str, int] = {}
     found: dict[str, dict[str, Record]] = {}
     levels: dict[str, str] = {}
+    names_of = _names(records)
     for record in records:
-        sizes |= {entry["file"]: entry["bytes"] for entry in record["inputs"]}
+        known = {entry["file"]: names_of[entry["sha256"]] for entry in record["inputs"]}
+        sizes |= {known[entry["file"]]: entry["bytes"] for entry in record["inputs"]}
         for result in record["results"]:
-            found.setdefault(result["file"], {})[result["program"]] = result
+            name = known[result["file"]]
+            found.setdefault(name, {})[result["program"]] = result
             if result["program"] == _OWN:
                 level = record["config"]["llmzip"]["level"]
-                levels[result["file"]] = "" if level is None else f" (level {level})"
+                levels[name] = "" if level is None else f" (level {level})"
     names = dict.fromkeys(program for results in found.values() for program in results)
     programs = sorted(names, key=lambda program: program != _OWN)  # the rest in their order
     rows = [["file", "bytes", *programs]]
@@ -76,6 +80,19 @@ def results_text(records: Sequence[Record]) -> str:
     if speeds:
         blocks.append(_speeds(speeds))
     return "\n\n".join(blocks)
+
+
+def _names(records: Sequence[Record]) -> dict[str, str]:
+    """What to call each file, by its hash: records name it as it was found, in a folder or not.
+
+    A folder is left out unless another file would have the same name.
+    """
+    paths = {
+        entry["sha256"]: entry["file"] for record in records for entry in record["inputs"]
+    }  # fmt: skip
+    names = {hashed: path.rpartition("/")[2] for hashed, path in paths.items()}
+    taken = Counter(names.values())
+    return {hashed: name if taken[name] == 1 else paths[hashed] for hashed, name in names.items()}
 
 
 def _conditions(records: Sequence[Record]) -> str:

@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks import readme
 
+HASHES = {"folder/c": "c", "other/b": "another b"}
+
 
 def record(benchmark: str, level: int | None, *results: dict[str, Any]) -> dict[str, Any]:
     return {
@@ -18,7 +20,10 @@ def record(benchmark: str, level: int | None, *results: dict[str, Any]) -> dict[
         "git": {"commit": "abcdef0123" if level is None else "0123456789"},
         "hardware": {"cpu": "A processor", "cores": 2},
         "config": {"llmzip": {"level": level}},
-        "inputs": [{"file": name, "bytes": 2000} for name in {r["file"] for r in results}],
+        "inputs": [
+            {"file": name, "bytes": 2000, "sha256": HASHES.get(name, name)}
+            for name in {r["file"] for r in results}
+        ],
         "results": list(results),
     }
 
@@ -35,7 +40,7 @@ FILES = record(
     "files", None, result("b", "llmzip", 1.0), result("b", "xz", 3.0),
     result("c", "llmzip", 9.0), result("c", "xz", 2.5, verified=False),
 )  # fmt: skip
-FASTER = record("files", 1, result("c", "llmzip", 1.5))
+FASTER = record("files", 1, result("folder/c", "llmzip", 1.5))
 STEPWISE = record("stepwise", None, result("a", "llmzip", 1.25)) | {
     "speeds": [
         {"name": "transformers", "tokens_per_s": 10.0, "ratios": {}},
@@ -59,6 +64,13 @@ def test_records_make_one_table() -> None:
         "| a | compress | 2 | 1.23 | 1,000 | 60 to 80 | 750 |",
         "| a | decompress | 2 | 1.23 | 300 | 30 to 40 | 750 |",
     ]
+
+
+def test_files_of_the_same_name_keep_their_folders() -> None:
+    other = record("files", None, result("other/b", "llmzip", 2.0))
+    lines = readme.results_text([FILES, other]).splitlines()
+    assert [line.split(" | ")[0] for line in lines[4:]] == ["| b", "| c", "| other/b"]
+    assert lines[6] == "| other/b | 2,000 | 2.000 | - |"
 
 
 def test_without_speeds_there_is_no_table_of_them() -> None:
