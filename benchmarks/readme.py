@@ -87,9 +87,7 @@ def _names(records: Sequence[Record]) -> dict[str, str]:
 
     A folder is left out unless another file would have the same name.
     """
-    paths = {
-        entry["sha256"]: entry["file"] for record in records for entry in record["inputs"]
-    }  # fmt: skip
+    paths = {entry["sha256"]: entry["file"] for record in records for entry in record["inputs"]}
     names = {hashed: path.rpartition("/")[2] for hashed, path in paths.items()}
     taken = Counter(names.values())
     return {hashed: name if taken[name] == 1 else paths[hashed] for hashed, name in names.items()}

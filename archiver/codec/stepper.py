@@ -17,7 +17,6 @@ from archiver.predict.predictor import Predictor
 from archiver.predict.team import Team
 from archiver.types import Int32Array, Int64Array
 
-WAYS = (True, False)  # of making a step: together or not
 TRIAL_STEPS = 5
 MARGIN = 1.1  # a way is quicker than the other if it is so by this factor
 FIRST_TRIAL = 8  # steps after which the other way is tried; twice as many after each that failed
@@ -63,9 +62,8 @@ class Pace:
 
     def _quicker(self, together: bool) -> bool:
         """Whether one way is clearly quicker than the other, as far as is known."""
-        if len(self._seconds) < len(WAYS):
-            return False
-        return self._seconds[together] * MARGIN < self._seconds[not together]
+        mine, other = self._seconds.get(together), self._seconds.get(not together)
+        return mine is not None and other is not None and mine * MARGIN < other
 
     def _note(self, seconds: float) -> None:
         known = self._seconds.get(self._together)

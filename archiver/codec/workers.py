@@ -1,8 +1,9 @@
 """Worker threads that run the model: whole blocks when encoding, steps when decoding.
 
-Every worker runs the model for streams of its own, from the first layer to the last, so no two
-pools of threads ever wait for each other and a busy core slows down its own share only; `stepper`
-tells when they do wait. Kernels and matrix products release the interpreter's lock.
+When encoding, every worker runs the model for streams of its own, from the first layer to the
+last, so that no thread ever waits for another and a busy core slows down its own share only. When
+decoding, `stepper` may let workers share a step. There is no other pool of threads; kernels and
+matrix products release the interpreter's lock.
 
 A serial predictor has one thread, and steps of one token of one stream in both directions.
 """
