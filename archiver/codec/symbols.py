@@ -10,9 +10,9 @@ Source: FORMAT.md, "Predictor frame payload" (symbols, escapes).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from archiver.coding.range_coder import DECODING, PROBABILITY_ONE, code_bit
+from archiver.compiled import compiled
 from archiver.mixing.contexts import note_byte, note_end
 from archiver.mixing.layout import (
     FLAGS,
@@ -35,7 +35,7 @@ from archiver.text.framing import ESCAPE, MAX_ESCAPE_BYTES
 FLAG_LIMIT = 30
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _code_flag(coder, buffer, mixer, stream, place, key, bit):
     """Code a decision about escapes, of which an adaptive probability takes the model's place."""
     frame = mixer.frame[0]
@@ -46,7 +46,7 @@ def _code_flag(coder, buffer, mixer, stream, place, key, bit):
     return bit
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def code_escape_flag(coder, buffer, mixer, stream, after_escape, escape):
     """Code whether the stream's next symbol is an escape; returns it."""
     start_symbol(mixer)
@@ -54,7 +54,7 @@ def code_escape_flag(coder, buffer, mixer, stream, after_escape, escape):
     return _code_flag(coder, buffer, mixer, stream, IS_ESCAPE, key, escape)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def code_run(coder, buffer, mixer, stream, run, length):
     """Code the bytes of an escape; returns their number.
 
@@ -91,7 +91,7 @@ def code_run(coder, buffer, mixer, stream, run, length):
     return i
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def code_token(coder, buffer, mixer, stream, tree, rank, probabilities, weights, cumulative):
     """Code a token as its path of decisions; returns its rank.
 
@@ -150,7 +150,7 @@ def code_token(coder, buffer, mixer, stream, tree, rank, probabilities, weights,
     return found
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def encode_symbols(
     coder,
     buffer,
@@ -201,7 +201,7 @@ def encode_symbols(
                 )
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def decode_step(
     coder,
     buffer,

@@ -22,8 +22,8 @@ G. N. N. Martin, "Range encoding: an algorithm for removing redundancy from a di
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from archiver.compiled import compiled
 from archiver.types import Int64Array, UInt8Array
 
 PROBABILITY_BITS = 22
@@ -40,7 +40,7 @@ POSITION = 3  # next byte of the buffer
 FIELDS = 4
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _next_byte(state, buffer):
     """The next payload byte; past the end zeros, which the encoder leaves out."""
     position = state[POSITION]
@@ -48,7 +48,7 @@ def _next_byte(state, buffer):
     return np.int64(buffer[position]) if position < buffer.shape[0] else np.int64(0)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _carry(state, buffer):
     """Add one to the number that the bytes written so far stand for."""
     i = state[POSITION] - 1
@@ -58,7 +58,7 @@ def _carry(state, buffer):
     buffer[i] += np.uint8(1)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def code_bit(state, buffer, probability, bit):
     """Code one bit; returns it, which in decoding is news.
 

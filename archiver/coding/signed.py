@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
 
 from archiver.coding.range_coder import (
     POSITION,
@@ -21,6 +20,7 @@ from archiver.coding.range_coder import (
     new_decoder,
     new_encoder,
 )
+from archiver.compiled import compiled
 from archiver.types import Int32Array, Int64Array, UInt8Array
 
 MAX_LENGTH = 20  # magnitudes are below 2^20
@@ -33,7 +33,7 @@ _NUMBER_BYTES = 2 * MAX_LENGTH * 12 // 8  # a number has at most 2 x MAX_LENGTH 
 _SPARE_BYTES = 16
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _code_modelled(state, buffer, models, place, bit):
     """Code a bit with the adaptive probability models[place], which learns from it."""
     p = models[place]
@@ -45,7 +45,7 @@ def _code_modelled(state, buffer, models, place, bit):
     return bit
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _code_vector(state, buffer, lengths, digits, values):
     """Code a vector, or read it into `values`.
 

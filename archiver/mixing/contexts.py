@@ -9,8 +9,8 @@ Source: FORMAT.md, "Mixer" (contexts).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from archiver.compiled import compiled
 from archiver.mixing.hashing import join
 from archiver.mixing.history import BYTE, ENDS, following, preceding, write
 from archiver.mixing.layout import COLUMNS, MATCHES
@@ -22,7 +22,7 @@ DELIMITERS = np.zeros(256, np.bool_)
 DELIMITERS[list(b' \t,;:="[]()/')] = True
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _note_line(stream, text, chain, byte):
     """Keep up with column and line, after `byte` was written."""
     if byte == LINE_FEED:
@@ -36,7 +36,7 @@ def _note_line(stream, text, chain, byte):
         stream.above = following(chain, above)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _note_text(stream, byte):
     """Keep up with the last bytes, word, field and symbol."""
     text = np.uint64(byte)
@@ -61,7 +61,7 @@ def _note_text(stream, byte):
     stream.symbol_bytes += 1
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def note_byte(state, number, byte):
     """One more byte of a stream is known."""
     frame = state.frame[0]
@@ -80,7 +80,7 @@ def note_byte(state, number, byte):
     frame.group = -1
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def note_end(state, number):
     """A stream's symbol ends with its last byte."""
     stream = state.streams[number]
@@ -92,7 +92,7 @@ def note_end(state, number):
     stream.symbol_bytes = 0
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _expected_byte(stream, text):
     """What the first match model that has a pointer expects, with how sure it is; 0 for none."""
     for model in range(MATCHES):
@@ -103,7 +103,7 @@ def _expected_byte(stream, text):
     return np.int64(0)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _bytes_above(stream, text, chain):
     """The byte as far along in the line before, and 256 times the one after it."""
     if stream.above == 0:
@@ -114,7 +114,7 @@ def _bytes_above(stream, text, chain):
     return byte + 256 * np.int64(text[following(chain, stream.above)] & BYTE)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def find_contexts(keys, stream, text, chain):
     """keys[i] stands for context i of the stream's next byte: uint64 [CONTEXTS]."""
     last = stream.last_8

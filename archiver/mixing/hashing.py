@@ -6,13 +6,14 @@ Source: FORMAT.md, "Mixer" (hashes).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from archiver.compiled import compiled
 
 FACTOR = np.uint64(0x9E3779B97F4A7C15)
 SHIFT = np.uint64(29)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", inline="always")
+@compiled(inline="always")
 def join(a, b):
     """One number of 64 bits that stands for the pair; a and b are uint64."""
     product = (a + b + np.uint64(1)) * FACTOR

@@ -11,8 +11,8 @@ Source: FORMAT.md, "Mixer" (history).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from archiver.compiled import compiled
 from archiver.mixing.layout import BLOCK_BITS, BLOCK_MASK
 
 BYTE = 0xFF
@@ -21,7 +21,7 @@ NOT_WRITTEN = 0xFFFF
 NEXT, PREVIOUS = 0, 1  # columns of `chain`
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def following(chain, position):
     """The stream's next position, or 0 where its text does not reach that far."""
     if (position + 1) & BLOCK_MASK:
@@ -29,7 +29,7 @@ def following(chain, position):
     return np.int64(chain[position >> BLOCK_BITS, NEXT]) << BLOCK_BITS
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def preceding(chain, position):
     """The stream's position before, or 0 at its beginning."""
     if position & BLOCK_MASK:
@@ -38,7 +38,7 @@ def preceding(chain, position):
     return (block << BLOCK_BITS) + BLOCK_MASK if block else np.int64(0)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def open_streams(state):
     """Give every stream its first block."""
     count = state.streams.shape[0]
@@ -49,7 +49,7 @@ def open_streams(state):
     state.frame[0].blocks = count + 1
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def write(frame, stream, text, chain, byte):
     """Append a byte to a stream, whose `position` moves on to that of the next."""
     position = stream.position

@@ -8,9 +8,9 @@ Source: FORMAT.md, "Mixer" (stretch and squash; adaptive probabilities).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from archiver.coding.range_coder import PROBABILITY_BITS, PROBABILITY_ONE
+from archiver.compiled import compiled
 from archiver.mixing.tables import (
     COUNT_BITS,
     SQUASH_BITS,
@@ -25,7 +25,7 @@ SQUASH_STEP_BITS = 7  # of the stretched domain between two entries of squash's 
 SQUASH_SHIFT = SQUASH_BITS - PROBABILITY_BITS
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def stretch(table, probability):
     """The stretched probability; in -62,461 .. 62,461 for 1 .. 2^22 - 1.
 
@@ -45,13 +45,13 @@ def stretch(table, probability):
     return here if probability <= PROBABILITY_ONE // 2 else -here
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def clamp(stretched):
     """The nearest number that squash takes."""
     return min(max(stretched, -STRETCH_MAX), STRETCH_MAX)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def squash(table, stretched):
     """The probability of a stretched one in -STRETCH_MAX .. STRETCH_MAX, in 1 .. 2^22 - 1.
 
@@ -66,7 +66,7 @@ def squash(table, stretched):
     return min(max(probability, 1), PROBABILITY_ONE - 1)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def adapted(reciprocals, entry, bit, limit):
     """An adaptive probability after one more bit: the n-th moves it by 1 / (n + 1/2) of the way.
 
@@ -80,7 +80,7 @@ def adapted(reciprocals, entry, bit, limit):
     return (probability << COUNT_BITS) | min(count + 1, limit)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _stretch_frequencies(table, result):
     for frequency in range(result.shape[0]):
         result[frequency] = stretch(table, np.int64((frequency << 10) + 512))

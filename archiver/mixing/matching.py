@@ -11,8 +11,8 @@ Source: FORMAT.md, "Mixer" (match models).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from archiver.compiled import compiled
 from archiver.mixing.hashing import join
 from archiver.mixing.history import BYTE, ENDS, NOT_WRITTEN, following, preceding
 
@@ -21,7 +21,7 @@ MATCHED_MAX = 65_535
 ALL_MISSED = 0xFF
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def length_class(length):
     """0 to 14 for how many bytes have matched."""
     if length < 16:
@@ -31,7 +31,7 @@ def length_class(length):
     return np.int64(13) if length < 256 else np.int64(14)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def miss_class(misses):
     """0 to 7 for which of the last eight bytes were not as expected."""
     return (
@@ -41,7 +41,7 @@ def miss_class(misses):
     )
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _common_bytes(text, chain, a, b):
     """How many bytes before the positions a and b are the same, up to COMPARED_MAX."""
     common = np.int64(0)
@@ -54,7 +54,7 @@ def _common_bytes(text, chain, a, b):
     return common
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _hash_of_last(stream, count):
     """Of a stream's last `count` bytes, 1 to 16; of zeros before its beginning."""
     if count <= 8:
@@ -63,7 +63,7 @@ def _hash_of_last(stream, count):
     return join(nearer, stream.last_16 << np.uint64(8 * (16 - count)))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def follow(stream, follower, text, chain, table, shift, byte, least):
     """Move a stream's match model on, after `byte` was written.
 

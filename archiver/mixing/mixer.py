@@ -21,9 +21,9 @@ weighing of context models for lossless data compression" (2005), and of the PAQ
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from archiver.coding.range_coder import PROBABILITY_BITS, PROBABILITY_ONE, code_bit
+from archiver.compiled import compiled
 from archiver.mixing import slots
 from archiver.mixing.contexts import find_contexts
 from archiver.mixing.hashing import join
@@ -60,7 +60,7 @@ SYMBOL_CONTEXT = 10  # of the symbol so far
 MAP_CONTEXTS = (0, 1, 2, 3, SYMBOL_CONTEXT, 11, 12, 14, 16, 17)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _expect(frame, stream, text, place, key):
     """Put the match models' inputs in place: how sure they are of the bit they expect."""
     for model in range(MATCHES):
@@ -89,7 +89,7 @@ def _expect(frame, stream, text, place, key):
         frame.inputs[at + 1] = surplus if bit else -surplus
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _correct(frame, model_maps, key, stretched):
     """Put the adaptive maps' inputs in place: how the model erred before, by context."""
     offset = clamp(stretched) + (16 << STRETCH_BITS)
@@ -109,7 +109,7 @@ def _correct(frame, model_maps, key, stretched):
         frame.inputs[MAP_INPUTS + number] = stretch(frame.stretch, mixed) - stretched
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _matched(frame, stream, model):
     """0 where a match model expects nothing, else 1 + its length's class."""
     if frame.expected_bit[model] < 0:
@@ -117,7 +117,7 @@ def _matched(frame, stream, model):
     return 1 + length_class(stream.followers[model].matched)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _choose_rows(frame, stream, region, place, key):
     """Choose each set's row of weights."""
     rows = frame.row_of
@@ -133,7 +133,7 @@ def _choose_rows(frame, stream, region, place, key):
     frame.region = region
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _product(weights, inputs, count):
     """Sum of the products, in int64. Were `count` known, the loop would not be vectorized."""
     total = np.int64(0)
@@ -142,7 +142,7 @@ def _product(weights, inputs, count):
     return total
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _move(weights, inputs, step, count):
     """Move weights by step * input, in units of 2^-16."""
     for j in range(count):
@@ -150,7 +150,7 @@ def _move(weights, inputs, step, count):
         weights[j] = np.int32(min(max(moved, -WEIGHT_MAX), WEIGHT_MAX))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _mix(frame):
     """P(1) from the inputs, by each set and then by all."""
     total = np.int64(0)
@@ -166,7 +166,7 @@ def _mix(frame):
     return squash(frame.squash, clamp(total >> WEIGHT_BITS))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _learn(frame, bit):
     """Move all weights that were used."""
     target = bit << PROBABILITY_BITS
@@ -185,7 +185,7 @@ def _learn(frame, bit):
         _move(frame.weights[row], frame.inputs, step, frame.input_count)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _learn_maps(frame, model_maps, bit):
     """Tell the adaptive probabilities that were looked up."""
     for model in range(MATCHES):
@@ -201,13 +201,13 @@ def _learn_maps(frame, model_maps, bit):
             model_maps[number, row, frame.point] = adapted(frame.reciprocals, entry, bit, MAP_LIMIT)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def start_symbol(state):
     """The next decision is of another stream."""
     state.frame[0].group = -1
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def decide(state, coder, buffer, number, region, place, key, probability, bit):
     """Code one decision; returns it, which in decoding is news.
 

@@ -12,8 +12,8 @@ Source: FORMAT.md, "Mixer" (slots).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from archiver.compiled import compiled
 from archiver.mixing.hashing import FACTOR, join
 from archiver.mixing.layout import (
     CONTEXT_INPUTS,
@@ -36,7 +36,7 @@ OTHER_GROUP = 64  # of decisions that are not bits of a byte
 HISTORY_LIMIT = 255
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def group_of(place, key):
     """Which decisions share lines: a byte's first four bits, its last four after the same first
     four, all that are not bits of a byte."""
@@ -45,7 +45,7 @@ def group_of(place, key):
     return np.int64(0) if place < 4 else key >> (place - 4)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def find_lines(frame, group):
     """lines[i] = the first slot of the line in which context i has the group's decisions."""
     for number in range(CONTEXTS):
@@ -55,7 +55,7 @@ def find_lines(frame, group):
     frame.group = group
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _find_slot(slots, line, code):
     """The slot of a decision, made empty if it held another's.
 
@@ -79,7 +79,7 @@ def _find_slot(slots, line, code):
     return chosen
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _state_of(slot, place):
     """The number of a slot's history among HISTORIES: by the last seven bits and, where there
     were seven or more, by the count."""
@@ -91,7 +91,7 @@ def _state_of(slot, place):
     return state + HISTORIES // 2 if place >= GOES_ON else state
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def predict(frame, slots, place, key):
     """Put each context's two inputs in place: from its history and from its frequency."""
     inputs = frame.inputs
@@ -116,7 +116,7 @@ def predict(frame, slots, place, key):
             inputs[at + 1] = (np.int64(frame.frequency_stretch[frequency]) * count) >> 4
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def update(frame, slots, bit):
     """Add the decision's outcome to the slots that `predict` found, and to the histories' maps."""
     for number in range(CONTEXTS):

@@ -6,12 +6,12 @@ Source: FORMAT.md, "Steering vectors" (coordinates).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from archiver.coding.range_coder import PROBABILITY_BITS, PROBABILITY_ONE, code_bit
+from archiver.compiled import compiled
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def code_symbols(state, buffer, cumulative, numbers, symbols):
     """Code every symbol as the path of a binary search over its table.
 

@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from archiver.compiled import compiled
 from archiver.errors import InvalidModelError
 from archiver.types import Int32Array, Int64Array, UInt8Array
 
 BITS_PER_BYTE = 9  # eight of the byte and one that says whether the token goes on
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _first_differences(data, offsets, places):
     """places[i] = index of the first decision in which tokens i and i + 1 differ, or -1 if the
     two are not in strictly ascending order."""
@@ -46,7 +46,7 @@ def _first_differences(data, offsets, places):
             places[i] = 9 * common + bit if x < y else -1
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _build_tree(places, splits, left, right):
     """The Cartesian tree of `places`: the earliest decision of a range is its root.
 
@@ -96,7 +96,7 @@ def _build_tree(places, splits, left, right):
         number += 1
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _depth(left, right):
     """The longest path through the tree, in decisions; children follow their parents."""
     depth = np.ones(left.shape[0], np.int32)

@@ -12,10 +12,12 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from archiver.compiled import compiled
+
 _LOG2_E = np.float32(1.4426950408889634)
 _ONE = np.float32(1.0)
 _FAST = {"contract", "nsz", "arcp", "reassoc"}
-_compiled = njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+_compiled = compiled(fastmath=_FAST)
 _inlined = njit(inline="always", fastmath=_FAST, error_model="numpy")
 
 

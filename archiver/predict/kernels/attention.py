@@ -18,9 +18,9 @@ Source: FORMAT.md, "Predictor" (attention).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from archiver.predict.kernels.elementary import KERNEL_OPTIONS, bits_to_float, float_of_key
+from archiver.compiled import compiled
+from archiver.predict.kernels.elementary import bits_to_float, float_of_key
 from archiver.predict.kernels.row_lanes import store_quads
 from archiver.predict.kernels.tiles import (
     add_value_tiles,
@@ -56,7 +56,7 @@ WEIGHT_ONE = np.float32(65472.0)  # total of the integer probabilities; each sta
 TOGETHER = 4  # consecutive rows of a stream that share a pass over the keys
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def store_key_value(
     key, value, key_scale, value_scale, keys, values, key_scales, value_scales, slot
 ):
@@ -79,7 +79,7 @@ def store_key_value(
     value_scales[slot] = value_scale
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _dot_row(keys, key_at, query, query_at, quads, group, dots, at, stride, tiles, ahead):
     """Dot products of 16 * tiles keys with the `group` queries of one row.
 
@@ -106,7 +106,7 @@ def _dot_row(keys, key_at, query, query_at, quads, group, dots, at, stride, tile
         member += n
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _dot_rows(
     keys,
     key_at,
@@ -159,7 +159,7 @@ def _dot_rows(
             _dot_row(keys, last, query, q, quads, group, dots, o, stride, 1, ahead)
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _add_values(
     values, value_at, head_dim, group, high, low, at, stride, tiles, sums, fetched, ahead
 ):
@@ -204,13 +204,13 @@ def _add_values(
         member += n
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def visible_items(window, sinks):
     """Items of scratch that one row of `attend` needs for each of its queries, at most."""
     return ((sinks + 15) >> 4) * 16 + ((window + TOGETHER + 14) >> 4) * 16 + 16
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def attend(
     query,
     query_scale,
@@ -393,14 +393,14 @@ TILED_ROWS = 16  # of a stream, that `attend_by_tiles` works on together
 TILED_POSITIONS = 64  # to which its caches and its scratch are padded
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def tiled_items(window, sinks):
     """Items of scratch that one row of `attend_by_tiles` needs, at most."""
     spans = ((sinks + 63) >> 6) + ((window + TILED_ROWS + 62) >> 6) + 1
     return spans * TILED_POSITIONS
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def attend_by_tiles(
     query,
     query_scale,

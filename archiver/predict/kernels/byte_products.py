@@ -11,10 +11,10 @@ caches once for all rows of a call.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
-from archiver.predict.kernels.elementary import KERNEL_OPTIONS
+from archiver.compiled import compiled
 from archiver.predict.kernels.tiles import (
     float_sums,
     multiply_16,
@@ -39,7 +39,7 @@ PANEL_OUTPUTS = 32  # outputs of one step in tile registers
 INPUTS_MAX = ((1 << 31) - 1) // (255 * 127)  # 66,310: longer sums could pass 2^31
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def pack(weights, packed):
     """packed = weights + 128 in the layout above.
 
@@ -55,13 +55,13 @@ def pack(weights, packed):
             packed[base + (i >> 2) * 64 + (i & 3)] = np.uint8(np.int32(weights[output, i]) + 128)
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _correct(sums, bias, product):
     for i in range(product.shape[0]):
         product[i] = np.float32(sums[i] - bias)
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _biases(codes, rows, inputs):
     """128 times the sum of each row of codes, int32 [rows]."""
     bias = np.zeros(rows, np.int32)
@@ -74,7 +74,7 @@ def _biases(codes, rows, inputs):
     return bias
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def multiply(packed, codes, product, begin, end):
     """product[r, o] = float32(sum over i of codes[r, i] * weights[o, i]) for begin <= o < end.
 
@@ -114,7 +114,7 @@ def multiply(packed, codes, product, begin, end):
             _correct(sums[row], bias[row], product[row, first:last])
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def multiply_by_tiles(packed, codes, product, begin, end, shapes):
     """`multiply` by the processor's tile registers, for inputs a multiple of 64.
 

@@ -14,17 +14,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
-KERNEL_OPTIONS: dict[str, Any] = {
-    "nogil": True,
-    "cache": True,
-    "error_model": "numpy",
-    "fastmath": False,
-    "boundscheck": False,
-}
-"""Compiler options of every kernel: no fast-math, ever; the GIL is released."""
+from archiver.compiled import compiled
 
 # 2^f on [-1/2, 1/2], degree 5, constant term 1: coefficients of the polynomial that interpolates
 # (2^f - 1)/f at the five Chebyshev nodes, rounded to binary32. Evaluated in binary32 its largest
@@ -59,32 +52,32 @@ def float_to_bits(typingctx: Any, x: Any) -> Any:
     return types.int32(types.float32), codegen
 
 
-@njit(inline="always", **KERNEL_OPTIONS)
+@compiled(inline="always")
 def round_to_int(x):
     """The integer (int32) nearest to the binary32 x, ties to even; exact for |x| < 2^22."""
     return np.int32((x + ROUNDING_MAGIC) - ROUNDING_MAGIC)
 
 
-@njit(inline="always", **KERNEL_OPTIONS)
+@compiled(inline="always")
 def order_key(x):
     """An int32 that orders as the binary32 x does, so that a maximum is one of integers."""
     bits = float_to_bits(x)
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
-@njit(inline="always", **KERNEL_OPTIONS)
+@compiled(inline="always")
 def float_of_key(key):
     """The binary32 whose `order_key` is key."""
     return bits_to_float(key ^ ((key >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
-@njit(inline="always", **KERNEL_OPTIONS)
+@compiled(inline="always")
 def magnitude_key(x):
     """An int32 that orders as |x| does; `bits_to_float` of it is |x|."""
     return float_to_bits(x) & np.int32(0x7FFFFFFF)
 
 
-@njit(inline="always", **KERNEL_OPTIONS)
+@compiled(inline="always")
 def exp2_nonpositive(x):
     """2^max(x, -40) for a binary32 x <= 0, within 2.7e-7 relative, the same bits everywhere."""
     clamped = max(x, EXP2_FLOOR)

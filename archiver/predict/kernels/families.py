@@ -9,10 +9,9 @@ Source: FORMAT.md, "Predictor".
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from archiver.compiled import compiled
 from archiver.predict.kernels.elementary import (
-    KERNEL_OPTIONS,
     bits_to_float,
     exp2_nonpositive,
     float_to_bits,
@@ -44,7 +43,7 @@ TAIL_A5 = np.float32(float.fromhex("0x1.0fb844p-1"))
 HALF_LOG2_E = np.float32(float.fromhex("0x1.715476p-1"))
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def add_biases(product, scales, weight_scales, biases):
     """product = product * (scales * weight_scales) + biases.
 
@@ -58,7 +57,7 @@ def add_biases(product, scales, weight_scales, biases):
             product[row, j] = product[row, j] * (scale * weight_scales[j]) + biases[j]
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def add_positions(x, table, places):
     """x += the vectors of the rows' places; x float32 [rows, hidden], places int32 [rows]."""
     for row in range(x.shape[0]):
@@ -67,7 +66,7 @@ def add_positions(x, table, places):
             x[row, j] += table[place, j]
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _normalize(y, gains, epsilon):
     """y = y / sqrt(mean(y^2) + epsilon) * gains."""
     magnitude = greatest_magnitude(y)
@@ -79,7 +78,7 @@ def _normalize(y, gains, epsilon):
         y[j] = (y[j] * factor) * gains[j]
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def normalize_heads(product, scales, weight_scales, query_gains, key_gains, kv_heads, epsilon):
     """product = queries and keys normalized head by head, and values as they are.
 
@@ -97,7 +96,7 @@ def normalize_heads(product, scales, weight_scales, query_gains, key_gains, kv_h
             _normalize(y[head * head_dim : (head + 1) * head_dim], gains, epsilon)
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def add_normalized(x, product, scales, weight_scales, gains, epsilon, span):
     """x += the Walsh-Hadamard transform of the normalized product, row by row.
 
@@ -114,7 +113,7 @@ def add_normalized(x, product, scales, weight_scales, gains, epsilon, span):
             x[row, j] += y[j]
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def gelu_tanh(v):
     """v = v * logistic(2 sqrt(2 / pi) (v + 0.044715 v^3))."""
     for j in range(v.shape[0]):
@@ -125,7 +124,7 @@ def gelu_tanh(v):
         v[j] = a * (one_or_e / (np.float32(1.0) + e))
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def gelu(v):
     """v = v * (the normal distribution's share below v)."""
     for j in range(v.shape[0]):
@@ -139,13 +138,13 @@ def gelu(v):
         v[j] = a * (np.float32(1.0) - tail if a >= np.float32(0.0) else tail)
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _multiply(v, factors):
     for j in range(v.shape[0]):
         v[j] = v[j] * factors[j]
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def gelu_and_rotate(product, scales, weight_scales, by_tangent, span, codes, code_scales):
     """codes * code_scales = the Walsh-Hadamard transform of the activation, row by row.
 

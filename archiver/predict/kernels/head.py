@@ -10,11 +10,10 @@ Source: FORMAT.md, "Predictor" (weights) and "Predictor frame payload" (decision
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from archiver.coding.range_coder import PROBABILITY_ONE
+from archiver.compiled import compiled
 from archiver.predict.kernels.elementary import (
-    KERNEL_OPTIONS,
     exp2_nonpositive,
     float_of_key,
     order_key,
@@ -24,7 +23,7 @@ TILE_RANKS = 64
 WEIGHT_SCALE = np.float32(1 << 30)
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _weigh_logits(product, scale, head_scales, logits):
     best = np.int32(-(2**31))
     for j in range(logits.shape[0]):
@@ -34,13 +33,13 @@ def _weigh_logits(product, scale, head_scales, logits):
     return best
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _weights(logits, top, weights):
     for j in range(weights.shape[0]):
         weights[j] = np.int32(exp2_nonpositive(logits[j] - top) * WEIGHT_SCALE) + np.int32(1)
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _tile_total(weights):
     total = np.int64(0)
     for j in range(weights.shape[0]):
@@ -48,7 +47,7 @@ def _tile_total(weights):
     return total
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def weigh_vocabulary(product, scale, head_scales, logits, weights, cumulative):
     """weights[rank] is the rank's integer weight, cumulative[t] the weight of ranks < 64 t.
 
@@ -68,14 +67,14 @@ def weigh_vocabulary(product, scale, head_scales, logits, weights, cumulative):
     cumulative[cumulative.shape[0] - 1] = total
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def weight_below(rank, weights, cumulative):
     """The total weight of all ranks below `rank`, int64."""
     tile = rank >> 6
     return cumulative[tile] + _tile_total(weights[tile << 6 : rank])
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def split_probability(left, right):
     """P(1) in units of 2^-22, in 1 .. 2^22 - 1, where weights `left` stand for 0, `right` for 1.
 
@@ -86,7 +85,7 @@ def split_probability(left, right):
     return min(max(np.int64(share * np.float64(PROBABILITY_ONE)), 1), PROBABILITY_ONE - 1)
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def path_probabilities(
     products, scales, head_scales, ranks, splits, left, right, probabilities, counts
 ):

@@ -9,11 +9,10 @@ Source: FORMAT.md, "Predictor".
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from archiver.compiled import compiled
 from archiver.predict.kernels.attention import store_key_value
 from archiver.predict.kernels.elementary import (
-    KERNEL_OPTIONS,
     bits_to_float,
     magnitude_key,
     round_to_int,
@@ -32,7 +31,7 @@ LEAST_MAGNITUDE = np.float32(2.0**-40)  # scales stay far from denormals
 SQUARE_ONE = np.float32(32767.0)  # full scale of the fixed-point copy whose squares are summed
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def greatest_magnitude(x):
     """max(2^-40, max |x|) of a binary32 vector."""
     tiles = x.shape[0] >> 4
@@ -42,7 +41,7 @@ def greatest_magnitude(x):
     return max(bits_to_float(best), LEAST_MAGNITUDE)
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def quantize(x, magnitude, codes):
     """codes = round(x * (127 / magnitude)), |codes| <= 127, for |x| <= magnitude."""
     to_code = CODE_MAX / magnitude
@@ -52,7 +51,7 @@ def quantize(x, magnitude, codes):
         codes[j] = np.int8(round_to_int(x[j] * to_code))
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def square_sum(x, to_fixed):
     """Sum of squares of round(x * to_fixed) in int64; each term is below 2^30."""
     total = np.int64(0)
@@ -62,7 +61,7 @@ def square_sum(x, to_fixed):
     return total
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def embed(tokens, embed_codes, embed_scales, x):
     """x[row] = the embedding of tokens[row]; tokens int32 [rows], x float32 [rows, hidden]."""
     for row in range(tokens.shape[0]):
@@ -72,7 +71,7 @@ def embed(tokens, embed_codes, embed_scales, x):
             x[row, j] = np.float32(embed_codes[token, j]) * scale
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def normalize(x, epsilon, codes, scales):
     """codes * scales = x / sqrt(mean(x^2) + epsilon), row by row; gains live in the weights.
 
@@ -91,7 +90,7 @@ def normalize(x, epsilon, codes, scales):
         scales[row] = np.float32((np.float64(magnitude) / 127.0) / root)
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def add_product(x, product, scales, weight_scales):
     """x += product * scales * weight_scales; x, product float32 [rows, hidden]."""
     for row in range(x.shape[0]):
@@ -100,13 +99,13 @@ def add_product(x, product, scales, weight_scales):
             x[row, j] += product[row, j] * (scale * weight_scales[j])
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def unscale(product, scale, weight_scales, y):
     for j in range(y.shape[0]):
         y[j] = product[j] * (scale * weight_scales[j])
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _rotate(y, at, cosines, sines, out):
     """out = y[at:], its half-split pairs (d, d + head_dim/2) turned by the position's angles."""
     half = cosines.shape[0]
@@ -118,7 +117,7 @@ def _rotate(y, at, cosines, sines, out):
         out[half + d] = y[at + half + d] * cosines[d] + y[at + d] * sines[d]
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def project_heads(
     product,
     scales,
@@ -214,7 +213,7 @@ def project_heads(
                 )
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def quantize_rows(x, codes, scales):
     """codes * scales = x row by row; x float32 [rows, n], codes int8 [rows, n]."""
     for row in range(x.shape[0]):
@@ -223,7 +222,7 @@ def quantize_rows(x, codes, scales):
         scales[row] = magnitude / CODE_MAX
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def transform(x, span):
     """Every aligned run of `span` (a power of two, 16 or more) becomes its Walsh-Hadamard
     transform: butterflies of step 1, 2, ... span / 2."""
@@ -244,7 +243,7 @@ def transform(x, span):
         step *= 2
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def gate_and_rotate(product, scales, weight_scales, span, codes, code_scales):
     """codes * code_scales = the Walsh-Hadamard transform of silu(gate) * up, row by row.
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 
-from archiver.predict.kernels.elementary import KERNEL_OPTIONS
+from archiver.compiled import compiled
 from archiver.predict.kernels.lanes import ARRAY, I32, I64, LaneBuilder, on_lanes
 from archiver.types import Int64Array
 
@@ -55,7 +55,7 @@ def _offer_processor(t: LaneBuilder):
     t.builder.call(cgutils.get_or_insert_function(t.builder.module, kind, "sched_yield"), [])
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def meet(meeting, expected):
     """Wait until so many have arrived since the meeting was made, the caller included.
 

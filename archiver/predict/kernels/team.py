@@ -20,11 +20,11 @@ each turn can cost the rest of another program's time slice.
 from __future__ import annotations
 
 import numpy as np
-from numba import carray, njit, types
+from numba import carray, types
 
+from archiver.compiled import compiled
 from archiver.predict.kernels.attention import attend
 from archiver.predict.kernels.byte_products import multiply_some
-from archiver.predict.kernels.elementary import KERNEL_OPTIONS
 from archiver.predict.kernels.head import weigh_vocabulary
 from archiver.predict.kernels.lanes import I8, LaneBuilder, on_lanes
 from archiver.predict.kernels.layers import (
@@ -47,25 +47,25 @@ def _pointer(t: LaneBuilder, address):
     return t.builder.inttoptr(address, I8.as_pointer())
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _bytes_at(address, count):
     """uint8 [count]."""
     return carray(_pointer(address), (count,), np.uint8)
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _floats_at(address, count):
     """float32 [count]."""
     return carray(_pointer(address), (count,), np.float32)
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _floats_by_two(address, rows, columns):
     """float32 [rows, columns]."""
     return carray(_pointer(address), (rows, columns), np.float32)
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _cache_at(addresses, streams, slots, head_dim):
     """A layer's keys, values and their scales for a number of slots in all."""
     return (
@@ -76,7 +76,7 @@ def _cache_at(addresses, streams, slots, head_dim):
     )
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _sink_cache_at(addresses, streams, kv_heads, slots, head_dim):
     """The same for the first positions, of each key/value head apart."""
     items = slots * head_dim
@@ -88,7 +88,7 @@ def _sink_cache_at(addresses, streams, kv_heads, slots, head_dim):
     )
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _share_product(meeting, met, members, packed, codes, room, outputs, begin, end, shapes):
     """All members multiply all rows, each by its own outputs.
 
@@ -104,7 +104,7 @@ def _share_product(meeting, met, members, packed, codes, room, outputs, begin, e
     return product
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _step_layer(
     meeting,
     met,
@@ -189,7 +189,7 @@ def _step_layer(
     add_product(x, product[first:last], own_inner, down_scales)
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def _weigh_streams(
     meeting,
     met,
@@ -227,7 +227,7 @@ def _weigh_streams(
         )  # fmt: skip
 
 
-@njit(**KERNEL_OPTIONS)
+@compiled()
 def step(
     meeting,
     met,
