@@ -100,6 +100,7 @@ def variants() -> dict[str, MixerParameters]:
         for number, name in enumerate(names):
             lacking = dataclasses.replace(full, **{field: mask & ~(1 << number)})
             found[f"{kind}: {name}"] = lacking
+    found["nearest states"] = dataclasses.replace(full, nearest=False)
     found["all contexts"] = dataclasses.replace(full, contexts=0)
     found["all matches"] = dataclasses.replace(full, matches=0)
     found["all maps"] = dataclasses.replace(full, maps=0)
@@ -241,6 +242,7 @@ class _Predictions:
                 text_bytes=text_bytes,
                 transforms=transforms,
                 plan=StreamPlan(symbols=len(fields["ranks"]), streams=int(fields.pop("streams"))),
+                signature_bits=int(fields.pop("signature_bits")),
                 **fields,
             )
         text = self._codec.predict_text(frame, progress)
@@ -251,7 +253,8 @@ class _Predictions:
         np.savez(
             path, transforms=np.frombuffer(written, np.uint8), streams=text.plan.streams,
             ranks=text.ranks, probabilities=text.probabilities, firsts=text.firsts,
-            runs=text.runs, run_offsets=text.run_offsets,
+            runs=text.runs, run_offsets=text.run_offsets, guesses=text.guesses,
+            signatures=text.signatures, signature_bits=text.signature_bits,
         )  # fmt: skip
         return text
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from archiver.codec import symbols as loop
+from archiver.codec.signatures import signature_bits
 from archiver.codec.transform_fields import decode_transforms, encode_transforms
 from archiver.codec.workers import ModelWorkers, usable_cores
 from archiver.coding import range_coder
@@ -48,7 +49,7 @@ from archiver.text.framing import Symbols, symbols_of
 from archiver.text.tokenizer import TextTokenizer, TokenizerOwner
 from archiver.text.transforms import NONE, Transforms, transform
 from archiver.text.vocabulary import Vocabulary
-from archiver.types import Int32Array, Int64Array, Progress, UInt8Array, UInt32Array
+from archiver.types import Int32Array, Int64Array, Progress, UInt8Array, UInt32Array, UInt64Array
 
 if TYPE_CHECKING:
     from archiver.options import CompressOptions
@@ -121,6 +122,8 @@ class PredictedText:
             [symbols], index of each symbol's first.
         runs: uint8, the escapes' bytes joined; run_offsets: int64 [symbols + 1], where a symbol's
             run begins, and the end.
+        guesses: int32 [symbols], signatures: uint64 [symbols, words], of the model's states (see
+            `mixing.nearest`); signature_bits: of each.
     """
 
     text_bytes: int
@@ -131,6 +134,9 @@ class PredictedText:
     firsts: Int64Array
     runs: UInt8Array
     run_offsets: Int64Array
+    guesses: Int32Array
+    signatures: UInt64Array
+    signature_bits: int
 
 
 def encode_text(text: PredictedText, mixer: MixerParameters, vocabulary: Vocabulary) -> bytes:
@@ -143,9 +149,10 @@ def encode_text(text: PredictedText, mixer: MixerParameters, vocabulary: Vocabul
     has_escapes = bool(len(text.runs))
     has_transforms = text.transforms != NONE
     loop.encode_symbols(
-        state, buffer, _new_mixer(mixer, text.plan, text.text_bytes, vocabulary), has_escapes,
-        vocabulary.tree, text.ranks, starts[:-1], np.diff(starts), text.firsts,
-        text.probabilities, text.runs, text.run_offsets,
+        state, buffer,
+        _new_mixer(mixer, text.plan, text.text_bytes, vocabulary, text.signature_bits),
+        has_escapes, vocabulary.tree, text.ranks, starts[:-1], np.diff(starts), text.firsts,
+        text.probabilities, text.runs, text.run_offsets, text.signatures, text.guesses,
     )  # fmt: skip
     return b"".join(
         (
@@ -159,13 +166,19 @@ def encode_text(text: PredictedText, mixer: MixerParameters, vocabulary: Vocabul
 
 
 def _new_mixer(
-    mixer: MixerParameters, plan: StreamPlan, text_bytes: int, vocabulary: Vocabulary
+    mixer: MixerParameters,
+    plan: StreamPlan,
+    text_bytes: int,
+    vocabulary: Vocabulary,
+    signature_bits: int,
 ) -> MixerState:
     return new_state(
         mixer,
         content_bytes=text_bytes,
         streams=plan.streams,
-        longest_token=vocabulary.longest,
+        symbols=plan.symbols,
+        vocabulary=vocabulary,
+        signature_bits=signature_bits,
     )
 
 
@@ -255,13 +268,16 @@ class FrameCodec:
 
         lengths = np.diff(vocabulary.offsets)
         symbol_bytes = np.where(ranks < 0, np.diff(run_offsets), lengths[ranks])
-        probabilities, firsts = self._workers.probabilities(
+        found = self._workers.predict(
             ranks, starts, symbol_bytes, _of_content(progress, text_bytes, len(content))
         )
 
+        counts = found.counts.astype(np.int64)
         return PredictedText(
             text_bytes=text_bytes, transforms=transforms, plan=plan, ranks=ranks,
-            probabilities=probabilities, firsts=firsts, runs=runs, run_offsets=run_offsets,
+            probabilities=found.probabilities, firsts=np.cumsum(counts) - counts, runs=runs,
+            run_offsets=run_offsets, guesses=found.guesses, signatures=found.signatures,
+            signature_bits=signature_bits(self._engine.state_entries),
         )  # fmt: skip
 
     def decode(self, payload: bytes, content_bytes: int, progress: Progress | None = None) -> bytes:
@@ -279,7 +295,8 @@ class FrameCodec:
         state = range_coder.new_decoder(buffer)
         if state[range_coder.LOW] >= state[range_coder.RANGE]:
             raise PayloadError("its code lies outside the coder's range")
-        mixer = _new_mixer(self._mixer, plan, text_bytes, self.vocabulary)
+        bits = signature_bits(self._engine.state_entries)
+        mixer = _new_mixer(self._mixer, plan, text_bytes, self.vocabulary, bits)
         vocabulary = self._engine.vocabulary
         lengths = np.diff(vocabulary.offsets)
         ranks = np.zeros((plan.steps, plan.streams), np.int32)
@@ -296,10 +313,11 @@ class FrameCodec:
                     streams = slice(group.start, min(group.stop, active))
                     if streams.start >= streams.stop:
                         break
-                    weights, cumulative = stepper.weights_of(group)
+                    weights, cumulative, signatures = stepper.weights_of(group)
                     used = loop.decode_step(
                         state, buffer, mixer, has_escapes, vocabulary.tree, weights, cumulative,
-                        group.start, last[streams], room[:left_bytes], run_lengths[step, streams],
+                        signatures, group.start, last[streams], room[:left_bytes],
+                        run_lengths[step, streams],
                     )  # fmt: skip
                     if used < 0:
                         raise PayloadError("it holds more bytes than the frame")
@@ -398,7 +416,7 @@ def settings_for(
         local_window_tokens=options.local_window,
         sink_tokens=SINK_TOKENS,
     )
-    return predictor, _mixer_for(options)
+    return predictor, _mixer_for(options, nearest=True)
 
 
 def header_for(package: ModelPackage | FloatModel, options: CompressOptions) -> Header:
@@ -414,11 +432,11 @@ def header_for(package: ModelPackage | FloatModel, options: CompressOptions) -> 
         sink_tokens=0,
     )
     machine = this_machine(options.threads or usable_cores())
-    return Header(predictor=predictor, mixer=_mixer_for(options), machine=machine)
+    return Header(predictor=predictor, mixer=_mixer_for(options, nearest=False), machine=machine)
 
 
-def _mixer_for(options: CompressOptions) -> MixerSection:
-    parameters = MixerParameters(tokens_mixed=options.mixing)
+def _mixer_for(options: CompressOptions, *, nearest: bool) -> MixerSection:
+    parameters = MixerParameters(tokens_mixed=options.mixing, nearest=nearest)
     return MixerSection(version=MIXER_VERSION, parameters=parameters.encode())
 
 
@@ -458,6 +476,8 @@ def open_codec(
         parameters = MixerParameters.decode(mixer.parameters)
     except ValueError as error:
         raise UnsupportedVersionError(f"the archive cannot be decoded: {error}") from error
+    if parameters.nearest and machine is not None:
+        raise UnsupportedVersionError("the float engine's states are not known to the mixer")
     engine: Predictor
     if isinstance(package, FloatModel):
         assert machine is not None

@@ -13,9 +13,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
+from archiver.codec.signatures import signatures_of
 from archiver.predict.predictor import Predictor
 from archiver.predict.team import Team
-from archiver.types import Int32Array, Int64Array
+from archiver.types import Int32Array, Int64Array, UInt64Array
 
 TRIAL_STEPS = 5
 MARGIN = 1.1  # a way is quicker than the other if it is so by this factor
@@ -147,16 +148,18 @@ class Stepper:
             if group.start <= share.start < share.stop <= group.stop
         ]
 
-    def weights_of(self, group: slice) -> tuple[Int32Array, Int64Array]:
+    def weights_of(self, group: slice) -> tuple[Int32Array, Int64Array, UInt64Array]:
         """The weights of the next token of every stream of the group, when they are known.
 
         Returns:
-            weights, int32 [streams, vocabulary], and their cumulative totals, int64
-            [streams, tiles + 1].
+            weights, int32 [streams, vocabulary]; their cumulative totals, int64
+            [streams, tiles + 1]; the signatures of the states that they are of, uint64
+            [streams, words].
         """
         for number in self._members_of(group):
             self._jobs[number].result()
-        return self._team.weights[group], self._team.cumulative[group]
+        states = self._team.states[group]
+        return self._team.weights[group], self._team.cumulative[group], signatures_of(states)
 
     def stop(self) -> None:
         """Wait until no step runs."""

@@ -28,8 +28,9 @@ from archiver.mixing.layout import (
 )
 from archiver.mixing.logistic import adapted
 from archiver.mixing.mixer import decide, start_symbol
+from archiver.mixing.nearest import find_nearest, note_token
 from archiver.mixing.tables import COUNT_BITS
-from archiver.predict.kernels.head import split_probability, weight_below
+from archiver.predict.kernels.head import first_guess, split_probability, weight_below
 from archiver.text.framing import ESCAPE, MAX_ESCAPE_BYTES
 
 FLAG_LIMIT = 30
@@ -88,11 +89,14 @@ def code_run(coder, buffer, mixer, stream, run, length):
         if not _code_flag(coder, buffer, mixer, stream, MORE_ESCAPED, key, more):
             break
     note_end(mixer, stream)
+    mixer.streams[stream].last_token = mixer.latest.shape[1] - 1
     return i
 
 
 @compiled()
-def code_token(coder, buffer, mixer, stream, tree, rank, probabilities, weights, cumulative):
+def code_token(
+    coder, buffer, mixer, stream, tree, rank, probabilities, weights, cumulative, signature, guess
+):  # fmt: skip
     """Code a token as its path of decisions; returns its rank.
 
     Args:
@@ -101,6 +105,7 @@ def code_token(coder, buffer, mixer, stream, tree, rank, probabilities, weights,
         probabilities: uint32, encoding: the model's P(1) of each decision on the path.
         weights, cumulative: decoding: the model's integer weights of all ranks and their sums,
             from which the same probabilities follow (`split_probability`).
+        signature, guess: of the model's state, see `nearest.find_nearest`.
     """
     decoding = coder[DECODING] == 1
     mixed = mixer.frame[0].tokens_mixed == 1
@@ -111,8 +116,15 @@ def code_token(coder, buffer, mixer, stream, tree, rank, probabilities, weights,
     known = 0  # bytes of the token that are certain
     found = np.int64(0)
     start_symbol(mixer)
+    frame = mixer.frame[0]
+    nearest = mixed and frame.nearest == 1
+    if nearest:
+        find_nearest(mixer, mixer.streams[stream], signature, guess)
+    frame.first_rank = 0
+    frame.end_rank = tree.offsets.shape[0] - 1
     while node >= 0:
         split = np.int64(tree.splits[node])
+        frame.split_rank = split
         middle = np.int64(0)
         if decoding:
             middle = weight_below(split, weights, cumulative)
@@ -138,15 +150,19 @@ def code_token(coder, buffer, mixer, stream, tree, rank, probabilities, weights,
             bit = code_bit(coder, buffer, p, bit)
         if bit:
             begin = middle
+            frame.first_rank = split
             node = np.int64(tree.right[node])
             found = split
         else:
             end = middle
+            frame.end_rank = split
             node = np.int64(tree.left[node])
             found = split - 1
     for i in range(tree.offsets[found] + known, tree.offsets[found + 1]):
         note_byte(mixer, stream, np.int64(tree.data[i]))
     note_end(mixer, stream)
+    if nearest:
+        note_token(mixer, mixer.streams[stream], found)
     return found
 
 
@@ -164,6 +180,8 @@ def encode_symbols(
     probabilities,
     runs,
     run_offsets,
+    signatures,
+    guesses,
 ):
     """Code all symbols of a frame: step by step, within a step stream by stream.
 
@@ -172,6 +190,7 @@ def encode_symbols(
         firsts: int64 [symbols], index of each symbol's first probability.
         runs: uint8, the escapes' bytes joined; run_offsets: int64 [symbols], where a symbol's run
             begins, and one more for the end (only escapes advance it).
+        signatures, guesses: uint64 [symbols, words] and int32 [symbols], of the model's states.
     """
     no_weights = np.zeros(1, np.int32)
     no_totals = np.zeros(1, np.int64)
@@ -198,6 +217,8 @@ def encode_symbols(
                     probabilities[firsts[i] :],
                     no_weights,
                     no_totals,
+                    signatures[i],
+                    np.int64(guesses[i]),
                 )
 
 
@@ -210,6 +231,7 @@ def decode_step(
     tree,
     weights,
     cumulative,
+    signatures,
     first_stream,
     ranks,
     runs,
@@ -218,7 +240,8 @@ def decode_step(
     """Decode the next symbol of `streams` consecutive streams, one each.
 
     Args:
-        weights: int32 [streams, vocabulary]; cumulative: int64 [streams, tiles + 1].
+        weights: int32 [streams, vocabulary]; cumulative: int64 [streams, tiles + 1]; signatures:
+            uint64 [streams, words].
         first_stream: the number of the first of them in the frame.
         ranks: int32 [streams], on entry each stream's last symbol (0 before the first), on return
             the new one.
@@ -255,5 +278,7 @@ def decode_step(
                 no_probabilities,
                 weights[row],
                 cumulative[row],
+                signatures[row],
+                first_guess(weights[row], cumulative[row]),
             )
     return used

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from archiver.codec.signatures import signature_bits, signatures_of
 from archiver.codec.stepper import Stepper
 from archiver.predict.kernels import head
 from archiver.predict.predictor import Predictor
 from archiver.predict.team import HEAD_ROWS, head_room
-from archiver.types import Float32Array, Int32Array, Int64Array, Progress, UInt32Array
+from archiver.types import Float32Array, Int32Array, Int64Array, Progress, UInt32Array, UInt64Array
 
 
 def usable_cores() -> int:
@@ -33,10 +34,21 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@dataclass(slots=True)
-class _StreamResult:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Predictions:
+    """What the model says of some symbols.
+
+    Attributes:
+        probabilities: uint32, P(1) of every decision in units of 2^-22, symbol after symbol.
+        counts: int32 [symbols], decisions of each; none of an escape.
+        guesses: int32 [symbols], the first of the most likely tokens, 0 for an escape.
+        signatures: uint64 [symbols, words], of the model's states.
+    """
+
     probabilities: UInt32Array
     counts: Int32Array
+    guesses: Int32Array
+    signatures: UInt64Array
 
 
 class ModelWorkers:
@@ -60,22 +72,18 @@ class ModelWorkers:
         finally:
             stepper.stop()
 
-    def probabilities(
+    def predict(
         self,
         ranks: Int32Array,
         starts: Int64Array,
         symbol_bytes: Int64Array,
         progress: Progress | None,
-    ) -> tuple[UInt32Array, Int64Array]:
-        """The model's probability of every decision of a frame.
+    ) -> Predictions:
+        """What the model says of the symbols of a frame.
 
         Args:
             ranks: int32 [symbols], negative for escapes; starts: int64 [streams + 1].
             symbol_bytes: int64 [symbols], what each symbol adds to progress.
-
-        Returns:
-            probabilities: uint32, P(1) in units of 2^-22, symbol after symbol;
-            firsts: int64 [symbols], index of each symbol's first.
         """
         bounds = list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True))
         stop = threading.Event()
@@ -89,9 +97,12 @@ class ModelWorkers:
             stop.set()  # a long stream is not waited for after an interrupt
             for job in jobs:
                 job.cancel()
-        counts = np.concatenate([result.counts for result in results]).astype(np.int64)
-        firsts = np.cumsum(counts) - counts
-        return np.concatenate([result.probabilities for result in results]), firsts
+        return Predictions(
+            probabilities=np.concatenate([result.probabilities for result in results]),
+            counts=np.concatenate([result.counts for result in results]),
+            guesses=np.concatenate([result.guesses for result in results]),
+            signatures=np.concatenate([result.signatures for result in results]),
+        )
 
     def _run_stream(
         self,
@@ -99,7 +110,7 @@ class ModelWorkers:
         symbol_bytes: Int64Array,
         progress: Progress | None,
         stop: threading.Event,
-    ) -> _StreamResult:
+    ) -> Predictions:
         """One stream from its cold start to its end, block by block, or to when it shall stop."""
         engine = self._engine
         inputs = np.empty_like(ranks)
@@ -108,24 +119,35 @@ class ModelWorkers:
         steps = engine.block_tokens
         session = engine.session(streams=1, tokens=len(ranks), steps=steps)
         found = [np.empty(0, np.uint32)]
-        counts = np.zeros(len(ranks), np.int32)
+        counts, guesses = np.zeros((2, len(ranks)), np.int32)
+        signatures = [np.empty((0, -(-signature_bits(engine.state_entries) // 64)), np.uint64)]
         room = head_room(engine, min(steps, HEAD_ROWS))
         for start in range(0, len(ranks), steps):
             if stop.is_set():
                 break
             block = slice(start, min(start + steps, len(ranks)))
             codes, scales = session.advance(inputs[None, block])
+            states = codes if engine.state_entries else codes[:, :0].astype(np.int8)
+            signatures.append(signatures_of(states))
             for at in range(0, len(codes), HEAD_ROWS):
                 rows = slice(at, min(at + HEAD_ROWS, len(codes)))
                 targets = slice(start + rows.start, start + rows.stop)
                 found.append(
                     self._path_probabilities(
-                        codes[rows], scales[rows], room, ranks[targets], counts[targets]
+                        codes[rows],
+                        scales[rows],
+                        room,
+                        ranks[targets],
+                        counts[targets],
+                        guesses[targets],
                     )
                 )
             if progress:
                 progress(int(symbol_bytes[block].sum()))
-        return _StreamResult(np.concatenate(found), counts)
+        return Predictions(
+            probabilities=np.concatenate(found), counts=counts, guesses=guesses,
+            signatures=np.concatenate(signatures),
+        )  # fmt: skip
 
     def _path_probabilities(
         self,
@@ -134,6 +156,7 @@ class ModelWorkers:
         room: Float32Array,
         ranks: Int32Array,
         counts: Int32Array,
+        guesses: Int32Array,
     ) -> UInt32Array:
         engine = self._engine
         vocabulary = engine.vocabulary
@@ -141,6 +164,6 @@ class ModelWorkers:
         probabilities = np.empty(len(ranks) * deepest, np.uint32)
         written = head.path_probabilities(
             *engine.head(codes, scales, room), ranks, vocabulary.splits,
-            vocabulary.left, vocabulary.right, probabilities, counts,
+            vocabulary.left, vocabulary.right, probabilities, counts, guesses,
         )  # fmt: skip
         return probabilities[:written].copy()

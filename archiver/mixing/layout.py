@@ -27,6 +27,10 @@ BLOCK_BITS = 8  # histories grow in blocks of 256 bytes
 BLOCK_MASK = (1 << BLOCK_BITS) - 1
 HISTORIES = 1024  # states of a slot's history: 512 for the bits of bytes, 512 for other decisions
 EXPECTATIONS = 256
+RECORD_BITS_MAX = 17  # of states that are remembered
+NEAREST = 32  # states of the model that vote
+VOTE_LEVELS = 22  # of all votes together, a power of two each: NEAREST * 2^16 at most
+VOTES = 64 * VOTE_LEVELS  # by level, agreement and nearness
 
 # --- decisions ------------------------------------------------------------------------------
 
@@ -53,19 +57,23 @@ CONSTANT_INPUT = 1
 CONTEXT_INPUTS = 2  # two of each context: of its history, of its frequency
 MATCH_INPUTS = CONTEXT_INPUTS + 2 * CONTEXTS  # two of each match model
 MAP_INPUTS = MATCH_INPUTS + 2 * MATCHES  # one of each adaptive map
+NEAREST_INPUTS = MAP_INPUTS + MAPS  # two of the nearest states
 INPUTS = 56  # a multiple of what vector units take; what is left over stays 0
-assert MAP_INPUTS + MAPS <= INPUTS
+assert NEAREST_INPUTS + 2 <= INPUTS
 
 # --- weight sets ----------------------------------------------------------------------------
 
 # One row of weights is chosen of each: by the column; by the byte before; by the lengths of both
-# matches; by the symbol's length and the decision's place; the only one; by a hash of the symbol so
-# far and the key.
+# matches; by the symbol's length and the decision's place; by the votes of the nearest states; by a
+# hash of the symbol so far and the key.
 COLUMNS = 256
 LENGTHS = 16
 SYMBOL_LENGTHS = 16
 SYMBOL_ROW_BITS = 10
-SET_ROWS = (COLUMNS, 256, LENGTHS * LENGTHS, SYMBOL_LENGTHS * PLACES, 1, 1 << SYMBOL_ROW_BITS)
+SET_ROWS = (
+    COLUMNS, 256, LENGTHS * LENGTHS, SYMBOL_LENGTHS * PLACES, 1 + 8 * VOTE_LEVELS,
+    1 << SYMBOL_ROW_BITS,
+)  # fmt: skip
 SET_STARTS = tuple(sum(SET_ROWS[:number]) for number in range(SETS))
 ROWS = sum(SET_ROWS)
 
@@ -97,6 +105,7 @@ STREAM = np.dtype(
         ("symbol_2", np.uint64),
         ("symbol_3", np.uint64),
         ("followers", FOLLOWER, MATCHES),
+        ("last_token", np.int64),  # rank of the symbol before; the vocabulary's size for none
     ],
     align=True,
 )
@@ -106,6 +115,7 @@ FRAME = np.dtype(
     [
         # parameters: whether tokens are mixed, which parts are used
         ("tokens_mixed", np.uint8),
+        ("nearest", np.uint8),
         ("contexts", np.uint8, CONTEXTS),
         ("matches", np.uint8, MATCHES),
         ("maps", np.uint8, MAPS),
@@ -115,6 +125,8 @@ FRAME = np.dtype(
         ("match_shift", np.uint64),
         ("map_shift", np.uint64),
         ("blocks", np.int64),  # of history that are taken
+        ("records", np.int64),  # of states, one a token
+        ("signature_bits", np.int64),
         ("input_count", np.int64),  # INPUTS, where a compiler must not know it
         # constants, see `tables`
         ("stretch", np.int32, (4, 513)),
@@ -125,22 +137,35 @@ FRAME = np.dtype(
         ("history_maps", np.uint32, (CONTEXTS, HISTORIES)),
         ("match_maps", np.uint32, (MATCHES, EXPECTATIONS)),
         ("escape_maps", np.uint32, 4),
+        ("vote_maps", np.uint32, VOTES),
         # weights in units of 2^-20, and how often each row was used
         ("weights", np.int32, (REGIONS * ROWS, INPUTS)),
         ("uses", np.int32, REGIONS * ROWS),
         ("final_weights", np.int32, (REGIONS, SETS)),
+        # the present token: the nearest states and what followed them, see `nearest`
+        ("guess", np.int64),
+        ("neighbours", np.int64),
+        ("nearness", np.int64),
+        ("followers", np.int64, NEAREST),
+        ("distances", np.int64, NEAREST),
+        ("votes", np.int64, NEAREST),
         # the present byte: contexts; the present group of decisions, -1 while that of another
         # byte: hashes and lines; see `slots`
         ("keys", np.uint64, CONTEXTS),
         ("group", np.int64),
         ("groups", np.uint64, CONTEXTS),
         ("lines", np.int64, CONTEXTS),
-        # the present decision: what was looked up for it
+        # the present decision: the ranks that it is about, what was looked up for it
+        ("first_rank", np.int64),
+        ("split_rank", np.int64),
+        ("end_rank", np.int64),
         ("inputs", np.int32, INPUTS),
         ("slot_of", np.int64, CONTEXTS),
         ("history_of", np.int64, CONTEXTS),
         ("expectation_of", np.int64, MATCHES),
         ("expected_bit", np.int64, MATCHES),
+        ("vote_of", np.int64),
+        ("voted_bit", np.int64),
         ("row_of_map", np.int64, MAPS),
         ("point", np.int64),
         ("row_of", np.int64, SETS),

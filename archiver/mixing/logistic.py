@@ -39,9 +39,10 @@ def stretch(table, probability):
         level, shift = (2, 8) if low < 1 << 17 else (3, 12)
     point = low >> shift
     here = np.int64(table[level, point])
-    if shift:
+    fraction = low & ((1 << shift) - 1)
+    if fraction:  # after 1/2, the last point, there is none
         rise = np.int64(table[level, point + 1]) - here
-        here += (rise * (low & ((1 << shift) - 1))) >> shift
+        here += (rise * fraction) >> shift
     return here if probability <= PROBABILITY_ONE // 2 else -here
 
 

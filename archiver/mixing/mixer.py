@@ -3,6 +3,7 @@
     model's probability ─────── stretch ──┐
     contexts ── slots ── history maps ────┤            ┌ set 0 ┐
     match models ── expected bit ─────────┼── inputs ──┤  ...  ├── final mixer ── squash ── coder
+    nearest states ── voted bit ──────────┤            │       │
     model's probability ── adaptive maps ─┘            └ set 5 ┘
 
 Each weight set chooses one row of weights by a small context and mixes all inputs with it; the
@@ -46,6 +47,7 @@ from archiver.mixing.layout import (
 )
 from archiver.mixing.logistic import adapted, clamp, squash, stretch
 from archiver.mixing.matching import length_class, miss_class
+from archiver.mixing.nearest import CLASSES, vote
 from archiver.mixing.tables import COUNT_BITS, COUNT_MAX, STRETCH_BITS
 
 WEIGHT_BITS = 20
@@ -126,7 +128,7 @@ def _choose_rows(frame, stream, region, place, key):
     rows[1] = np.int64(stream.last_8 & np.uint64(0xFF))
     rows[2] = _matched(frame, stream, 0) * LENGTHS + _matched(frame, stream, 1)
     rows[3] = min(stream.symbol_bytes, SYMBOL_LENGTHS - 1) * PLACES + place
-    rows[4] = 0
+    rows[4] = 0 if frame.voted_bit < 0 else 1 + frame.vote_of // CLASSES
     rows[5] = np.int64(join(symbol, np.uint64(0)) >> np.uint64(64 - SYMBOL_ROW_BITS))
     for number in range(SETS):
         rows[number] += region * ROWS + SET_STARTS[number]
@@ -194,6 +196,10 @@ def _learn_maps(frame, model_maps, bit):
             hit = np.int64(frame.expected_bit[model] == bit)
             entry = np.int64(frame.match_maps[model, number])
             frame.match_maps[model, number] = adapted(frame.reciprocals, entry, hit, MATCH_LIMIT)
+    if frame.voted_bit >= 0:
+        hit = np.int64(frame.voted_bit == bit)
+        entry = np.int64(frame.vote_maps[frame.vote_of])
+        frame.vote_maps[frame.vote_of] = adapted(frame.reciprocals, entry, hit, MATCH_LIMIT)
     for number in range(MAPS):
         if frame.maps[number]:
             row = frame.row_of_map[number]
@@ -203,8 +209,9 @@ def _learn_maps(frame, model_maps, bit):
 
 @compiled()
 def start_symbol(state):
-    """The next decision is of another stream."""
+    """The next decision is of another stream, and not yet of a token."""
     state.frame[0].group = -1
+    state.frame[0].neighbours = 0
 
 
 @compiled()
@@ -232,6 +239,7 @@ def decide(state, coder, buffer, number, region, place, key, probability, bit):
     slots.predict(frame, state.slots, place, key)
     _expect(frame, stream, text, place, key)
     _correct(frame, state.model_maps, key, stretched)
+    vote(frame)
     _choose_rows(frame, stream, region, place, key)
     mixed = _mix(frame)
     frame.probability = mixed

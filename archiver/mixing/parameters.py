@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from archiver.mixing.layout import CONTEXTS, MAPS, MATCHES, SETS, SLOT_BITS_MAX, SLOT_BITS_MIN
 
-MIXER_VERSION = 2
+MIXER_VERSION = 3
 PARAMETERS_BYTES = 9
+_TOKENS_MIXED, _NEAREST = 1, 2  # of the first byte
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,12 +21,15 @@ class MixerParameters:
     Attributes:
         tokens_mixed: whether the decisions of tokens are mixed; else the model's probabilities
             are used as they are, and the context models serve escapes alone.
+        nearest: whether states of the model like the present one vote; not for a model whose
+            states are not known.
         slot_bits_max: log2 of the most slots that a frame's table may have.
         contexts, matches, maps, sets: bit i says whether this context, match model, adaptive map
             or weight set is used; at least one set is.
     """
 
     tokens_mixed: bool = True
+    nearest: bool = True
     slot_bits_max: int = SLOT_BITS_MAX
     contexts: int = (1 << CONTEXTS) - 1
     matches: int = (1 << MATCHES) - 1
@@ -49,7 +53,7 @@ class MixerParameters:
         """The parameters as they stand in the header."""
         return bytes(
             [
-                int(self.tokens_mixed),
+                self.tokens_mixed * _TOKENS_MIXED | self.nearest * _NEAREST,
                 self.slot_bits_max,
                 *self.contexts.to_bytes(3, "little"),
                 self.matches,
@@ -65,10 +69,11 @@ class MixerParameters:
         Raises:
             ValueError: `encode` makes no such bytes.
         """
-        if len(fields) != PARAMETERS_BYTES or fields[0] > 1:
+        if len(fields) != PARAMETERS_BYTES or fields[0] > _TOKENS_MIXED | _NEAREST:
             raise ValueError("the mixer's parameters are malformed")
         return cls(
-            tokens_mixed=fields[0] == 1,
+            tokens_mixed=bool(fields[0] & _TOKENS_MIXED),
+            nearest=bool(fields[0] & _NEAREST),
             slot_bits_max=fields[1],
             contexts=int.from_bytes(fields[2:5], "little"),
             matches=fields[5],

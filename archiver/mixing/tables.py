@@ -9,12 +9,13 @@ Source: FORMAT.md, "Mixer" (stretch and squash; adaptive probabilities).
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import numpy as np
 
 from archiver.coding.range_coder import PROBABILITY_BITS, PROBABILITY_ONE
-from archiver.mixing.layout import EXPECTATIONS, HISTORIES, MAP_POINTS
+from archiver.mixing.layout import EXPECTATIONS, HISTORIES, MAP_POINTS, VOTES
 from archiver.types import Int32Array, Int64Array, UInt32Array
 
 STRETCH_BITS = 12  # fraction of the stretched domain, which is in nats
@@ -129,6 +130,32 @@ def match_map_start() -> UInt32Array:
         doubt = 4 if misses else length + 3
         found.append(PROBABILITY_ONE - PROBABILITY_ONE // doubt)
     return _adaptive(found, 0)
+
+
+@cache
+def vote_map_start() -> UInt32Array:
+    """How sure the nearest states are at first, by how much they agree: uint32 [VOTES]."""
+    agreement = [number >> 3 & 7 for number in range(VOTES)]
+    return _adaptive([PROBABILITY_ONE - PROBABILITY_ONE // (a + 2) for a in agreement], 0)
+
+
+@cache
+def vote_table(bits: int) -> Int64Array:
+    """2^(16 - 64 d / bits), rounded down, for signatures that differ in d of their bits.
+
+    The exponent is taken in steps of 1/64, rounded towards the larger power.
+
+    Returns:
+        int64 [bits + 1].
+    """
+    powers = []  # 2^(40 - f / 64), rounded down: six square roots of 2^(64 * 40 - f)
+    for f in range(64):
+        root = 1 << (64 * 40 - f)
+        for _ in range(6):
+            root = math.isqrt(root)
+        powers.append(root)
+    falls = [4096 * distance // bits for distance in range(bits + 1)]
+    return np.array([powers[fall & 63] >> (24 + (fall >> 6)) for fall in falls], np.int64)
 
 
 @cache

@@ -135,6 +135,11 @@ class EngineBase(ABC):
         """Streams for steps on at most so many threads."""
         return SoloTeam.on_threads(self, streams=streams, tokens=tokens, threads=threads)
 
+    @property
+    def state_entries(self) -> int:
+        """Entries of the rows that sessions give."""
+        return self.hidden
+
     @abstractmethod
     def prepare_thread(self) -> None:
         """The calling thread is ready to run sessions."""

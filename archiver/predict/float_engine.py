@@ -45,6 +45,7 @@ class FloatEngine:
     """
 
     serial = True
+    state_entries = 0
     block_tokens = 1
     lead = 0
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 from numpy.typing import NDArray
 
 from archiver.text.vocabulary import Vocabulary
-from archiver.types import Float32Array, Int32Array, Int64Array
+from archiver.types import Float32Array, Int8Array, Int32Array, Int64Array
 
 Scaled: TypeAlias = tuple[Float32Array, Float32Array, Float32Array]
 """A product [rows, outputs], its scales by row and by output: value = product * (row * output)."""
@@ -53,6 +53,10 @@ class PredictorTeam(Protocol):
     def cumulative(self) -> Int64Array:
         """Their totals, int64 [streams, tiles + 1] (see `head.weigh_vocabulary`)."""
 
+    @property
+    def states(self) -> Int8Array:
+        """The rows that the weights come from, int8 [streams, signature bits]."""
+
     def run_apart(self, number: int, tokens: Int32Array) -> None:
         """A step of one member's streams, whatever the others do.
 
@@ -82,6 +86,10 @@ class Predictor(Protocol):
 
         So it is where a row's result depends on what is computed with it.
         """
+
+    @property
+    def state_entries(self) -> int:
+        """Entries of the rows that sessions give, whose signs the mixer may use; 0 for none."""
 
     @property
     def block_tokens(self) -> int:

@@ -69,6 +69,7 @@ class SoloTeam:
         """Args: tokens: the longest stream's length; members: at most as many as streams."""
         self.shares = shares_of(streams, members)
         self._predictor = predictor
+        self.states = np.empty((streams, predictor.state_entries), np.int8)
         self.weights, self.cumulative = _weights_of(streams, predictor.vocabulary.size)
         self._members = [
             _SoloMember(predictor, share.stop - share.start, tokens) for share in self.shares
@@ -79,6 +80,8 @@ class SoloTeam:
         member, share = self._members[number], self.shares[number]
         weights, cumulative = self.weights[share], self.cumulative[share]
         codes, scales = member.session.advance(tokens[:, None])
+        if self._predictor.state_entries:
+            self.states[share] = codes
         for start in range(0, len(codes), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
             products, row_scales, head_scales = self._predictor.head(
@@ -115,6 +118,7 @@ class Team:
         shares: the streams of each member.
         weights: int32 [streams, vocabulary], of the next tokens after a step; cumulative: int64
             [streams, tiles + 1] (see `head.weigh_vocabulary`).
+        states: int8 [streams, hidden], of which they were made.
     """
 
     def __init__(self, engine: Engine, *, streams: int, tokens: int, members: int) -> None:
@@ -124,7 +128,7 @@ class Team:
         size = engine.vocabulary.size
         self.weights, self.cumulative = _weights_of(streams, size)
         width, ffn = engine.heads * engine.head_dim, engine.ffn
-        self._codes = aligned_empty((streams, engine.hidden), np.int8)
+        self.states = aligned_empty((streams, engine.hidden), np.int8)
         self._scales, self._inner_scales = np.empty((2, streams), np.float32)
         self._attended_codes = aligned_empty((streams, width), np.int8)
         self._activated_codes = aligned_empty((streams, ffn), np.int8)
@@ -168,7 +172,7 @@ class Team:
         layers.embed(tokens, engine.embed_codes, engine.embed_scales, mine.x)
         step(
             way.meeting, way.met, way.members, way.own.start, way.own.stop, mine.x, mine.attended,
-            self._codes[rows], self._scales[rows], self._inner_scales[rows],
+            self.states[rows], self._scales[rows], self._inner_scales[rows],
             self._attended_codes[rows], self._activated_codes[rows], self._room[rows].reshape(-1),
             member.addresses, self._outputs, self._packed_bytes, way.outputs, member.shapes,
             session.position, len(session.angles[0][0]), engine.windows, session.slots,

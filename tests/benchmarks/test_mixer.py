@@ -22,7 +22,7 @@ SETTINGS = LlmzipSettings(model="tiny", threads=1, window_tokens=32)
 
 def test_each_variant_lacks_one_part() -> None:
     found = variants()
-    assert len(found) == 18 + 2 + 10 + 6 + 4
+    assert len(found) == 18 + 2 + 10 + 6 + 5
     assert len(set(found.values())) == len(found)
     assert found["context: order 0"].contexts == (1 << 18) - 2
     assert found["match model: matches of 5 bytes"].matches == 1

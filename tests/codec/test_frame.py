@@ -22,7 +22,7 @@ from archiver.codec.frame import plan_streams
 from archiver.container.layout import MixerSection, PredictorSection
 from archiver.errors import LimitExceededError, UnsupportedVersionError
 from archiver.levels import LEVELS, Chunking
-from archiver.mixing.parameters import MixerParameters
+from archiver.mixing.parameters import MIXER_VERSION, MixerParameters
 from archiver.options import CompressOptions
 from archiver.predict import team
 from archiver.predict.engine import Engine
@@ -61,7 +61,7 @@ def make_codec(
     )
     return open_codec(
         predictor,
-        MixerSection(version=2, parameters=MixerParameters().encode()),
+        MixerSection(version=MIXER_VERSION, parameters=MixerParameters().encode()),
         package=package,
         threads=threads,
         chunking=LEVELS[5].chunking if chunk is None else Chunking(tokens_min=chunk, streams=1024),
@@ -258,13 +258,19 @@ def test_other_versions_are_refused(tiny: ModelPackage) -> None:
         sink_tokens=4,
     )
     parameters = MixerParameters().encode()
-    mixer = MixerSection(version=2, parameters=parameters)
+    mixer = MixerSection(version=MIXER_VERSION, parameters=parameters)
     with pytest.raises(UnsupportedVersionError, match="needs engine version 3; this llmzip has 2"):
         open_codec(newer, mixer, package=tiny, threads=None, chunking=LEVELS[5].chunking)
     for other, message in (
         (MixerSection(version=9, parameters=parameters), "needs mixer version 9"),
-        (MixerSection(version=2, parameters=parameters + b"x"), "parameters are malformed"),
-        (MixerSection(version=2, parameters=parameters[:-1] + b"\0"), "sets 0 .* out of range"),
+        (
+            MixerSection(version=MIXER_VERSION, parameters=parameters + b"x"),
+            "parameters are malformed",
+        ),
+        (
+            MixerSection(version=MIXER_VERSION, parameters=parameters[:-1] + b"\0"),
+            "sets 0 .* out of range",
+        ),
     ):
         with pytest.raises(UnsupportedVersionError, match=message):
             open_codec(good, other, package=tiny, threads=None, chunking=LEVELS[5].chunking)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from archiver.codec import stepper
+from archiver.codec.signatures import signatures_of
 from archiver.codec.stepper import Pace, Stepper
 from archiver.predict.engine import Engine
 from archiver.predict.package import ModelPackage
@@ -77,9 +78,10 @@ def test_groups_are_all_streams_in_turn(
             for group in groups:
                 assert group.start == done < group.stop
                 done = group.stop
-                weights, cumulative = steps.weights_of(group)
+                weights, cumulative, signatures = steps.weights_of(group)
                 assert np.array_equal(weights, alone.weights[group])
                 assert np.array_equal(cumulative, alone.cumulative[group])
+                assert np.array_equal(signatures, signatures_of(alone.states[group]))
                 if step + 1 < STEPS:
                     steps.advance(group, tokens[step, group])
             assert done == streams

@@ -9,11 +9,17 @@ from archiver.mixing import history, matching
 from archiver.mixing.contexts import note_byte, note_end
 from archiver.mixing.parameters import MixerParameters
 from archiver.mixing.state import MixerState, new_state
+from archiver.text.vocabulary import Vocabulary, sort_tokens
 
 
 def state_for(content_bytes: int, streams: int) -> MixerState:
     return new_state(
-        MixerParameters(), content_bytes=content_bytes, streams=streams, longest_token=1
+        MixerParameters(nearest=False),
+        content_bytes=content_bytes,
+        streams=streams,
+        symbols=content_bytes,
+        vocabulary=Vocabulary.build(*sort_tokens([b"a", b"b"])),
+        signature_bits=1,
     )
 
 

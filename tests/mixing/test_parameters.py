@@ -11,6 +11,7 @@ from archiver.mixing.parameters import MixerParameters
 parameters = st.builds(
     MixerParameters,
     tokens_mixed=st.booleans(),
+    nearest=st.booleans(),
     slot_bits_max=st.integers(16, 25),
     contexts=st.integers(0, (1 << 18) - 1),
     matches=st.integers(0, 3),
@@ -27,7 +28,7 @@ def test_decoding_gives_what_was_encoded(given_parameters: MixerParameters) -> N
 
 
 def test_the_default_uses_everything() -> None:
-    assert MixerParameters().encode().hex() == "0119ffff0303ff033f"
+    assert MixerParameters().encode().hex() == "0319ffff0303ff033f"
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_the_default_uses_everything() -> None:
     [
         ("", "malformed"),
         ("0119ffff0303ff033f00", "malformed"),
-        ("0219ffff0303ff033f", "malformed"),
+        ("0419ffff0303ff033f", "malformed"),
         ("010fffff0303ff033f", "slot_bits_max 15"),
         ("011affff0303ff033f", "slot_bits_max 26"),
         ("0119ffff0703ff033f", "contexts 524287"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from decimal import Decimal
 
 import numpy as np
+import pytest
 
-from archiver.mixing import tables
+from archiver.mixing import layout, tables
 from archiver.mixing.logistic import frequency_stretch_table
 
 ONE = 1 << 22
@@ -19,6 +21,8 @@ PINNED = {
     "history_maps": "4d3a5db87d0001ce",
     "match_maps": "93a3ba28430603a3",
     "adaptive_maps": "9f800891a5a8018c",
+    "vote_maps": "c141fe33ddc7e4a7",
+    "votes": "665dd1bbb884fe44",
 }
 
 
@@ -31,6 +35,8 @@ def test_tables_are_pinned() -> None:
         "history_maps": tables.history_map_start(),
         "match_maps": tables.match_map_start(),
         "adaptive_maps": tables.adaptive_map_start(),
+        "vote_maps": tables.vote_map_start(),
+        "votes": tables.vote_table(576),
     }
     digests = {
         name: hashlib.sha256(np.ascontiguousarray(table).tobytes()).hexdigest()[:16]
@@ -87,6 +93,22 @@ def test_match_maps_start_surer_the_longer_the_match() -> None:
     assert start[16 * 14 + 1] == start[3] == ONE - ONE // 4
     assert start[16 * 14 + 8] == start[16 * 14]
     assert (tables.match_map_start() & 1023 == 0).all()
+
+
+@pytest.mark.parametrize("bits", [1, 32, 576, 1000])
+def test_votes_fall_by_a_power_of_two(bits: int) -> None:
+    votes = tables.vote_table(bits)
+    assert len(votes) == bits + 1
+    assert votes[0] == 1 << 16
+    for distance in range(bits + 1):
+        fall = Decimal(4096 * distance // bits) / 64
+        assert votes[distance] == int(Decimal(2) ** (16 - fall))
+
+
+def test_vote_maps_start_surer_the_more_states_agree() -> None:
+    start = tables.vote_map_start().reshape(layout.VOTE_LEVELS, 8, 8) >> tables.COUNT_BITS
+    assert (start == start[:1, :, :1]).all()
+    assert start[0, :, 0].tolist() == [ONE - ONE // doubt for doubt in range(2, 10)]
 
 
 def test_adaptive_maps_start_as_the_identity() -> None:

@@ -26,7 +26,7 @@ import archiver
 import cli
 from archiver import frames
 from archiver.codec import FrameCodec, PayloadError
-from archiver.container import ArchiveReader, FrameCoding
+from archiver.container import ArchiveReader, FrameCoding, MixerSection
 from archiver.container.layout import encode_header
 from archiver.errors import (
     ArchiverError,
@@ -39,6 +39,7 @@ from archiver.errors import (
     UnsupportedVersionError,
     UsageError,
 )
+from archiver.mixing.parameters import MIXER_VERSION, MixerParameters
 from archiver.options import CompressOptions
 from archiver.predict import float_models, machine
 from archiver.predict.float_engine import FloatEngine
@@ -289,6 +290,16 @@ def test_another_version_of_the_engine_is_refused(home: Path, archive: bytes) ->
     newer = dataclasses.replace(header.predictor, engine_version=FLOAT_ENGINE_VERSION + 1)
     start = encode_header(dataclasses.replace(header, predictor=newer))
     with pytest.raises(UnsupportedVersionError, match="engine version 129; the float engine"):
+        archiver.decompress(start + archive[len(start) :])
+
+
+def test_a_mixer_that_needs_states_is_refused(opt: Path, archive: bytes) -> None:
+    float_models.remember(opt)
+    header = ArchiveReader(io.BytesIO(archive)).header
+    mixer = MixerSection(version=MIXER_VERSION, parameters=MixerParameters(nearest=True).encode())
+    start = encode_header(dataclasses.replace(header, mixer=mixer))
+    assert len(start) == len(encode_header(header))
+    with pytest.raises(UnsupportedVersionError, match="the float engine's states are not known"):
         archiver.decompress(start + archive[len(start) :])
 
 

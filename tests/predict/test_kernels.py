@@ -141,6 +141,7 @@ tree = engine.vocabulary
 head.path_probabilities(
     *engine.head(codes, scales), np.zeros(30, np.int32), tree.splits,
     tree.left, tree.right, np.empty(30 * tree.deepest, np.uint32), np.empty(30, np.int32),
+    np.empty(30, np.int32),
 )
 for module in (attention, elementary, families, head, layers, symbols):
     for kernel in vars(module).values():

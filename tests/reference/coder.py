@@ -11,7 +11,7 @@ from bisect import bisect_left
 import numpy as np
 
 from tests.reference.container import MalformedError
-from tests.reference.mixer import RUNS, TOKENS, Mixer, Stream
+from tests.reference.mixer import RUNS, TOKENS, Mixer, State, Stream
 from tests.reference.numbers import Integers, f64
 
 ONE = 1 << 22  # a probability of 1
@@ -69,6 +69,7 @@ def decode_escape(mixer: Mixer, stream: Stream) -> bytes:
         mixer.note(stream, key - 256)
         if len(data) == LARGEST_ESCAPE_BYTES or not mixer.flag(stream, 10, 290 + (len(data) > 1)):
             stream.end_symbol()
+            stream.last_token = None
             return bytes(data)
 
 
@@ -84,8 +85,20 @@ class TokenTree:
         assert all(a < b for a, b in itertools.pairwise(tokens))
         self._tokens = tokens
 
-    def decode(self, weights: Integers, mixer: Mixer, stream: Stream) -> int:
-        """The rank of the stream's next token."""
+    def decode(
+        self, weights: Integers, mixer: Mixer, stream: Stream, codes: Integers | None
+    ) -> int:
+        """The rank of the stream's next token.
+
+        Args:
+            codes: what the model's head is applied to; None if that is not known.
+        """
+        state = None
+        if mixer.nearest:
+            assert codes is not None
+            signature = frozenset(np.flatnonzero(codes[:384] > 0).tolist())
+            state = State(signature, min(len(codes), 384), int(np.argmax(weights)))
+            mixer.nearest.look(state, stream.last_token)
         sums = [0, *np.cumsum(weights).tolist()]
         lo, hi = 0, len(self._tokens)
         number = 0
@@ -101,13 +114,18 @@ class TokenTree:
                 if mixer.tokens_mixed:
                     self._note(mixer, stream, lo, known, index + (place == 8))
                     known = index + (place == 8)
-                if mixer.decide(stream, TOKENS, place, self._key(number, lo), probability):
+                if mixer.decide(
+                    stream, TOKENS, place, self._key(number, lo), probability, (lo, mid, hi)
+                ):
                     lo = mid
                 else:
                     hi = mid
             number += 1
         self._note(mixer, stream, lo, known, len(self._tokens[lo]))
         stream.end_symbol()
+        if mixer.nearest and state:
+            mixer.nearest.note(state, stream.last_token, lo)
+        stream.last_token = lo
         return lo
 
     def _note(self, mixer: Mixer, stream: Stream, rank: int, known: int, certain: int) -> None:

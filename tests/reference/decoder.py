@@ -39,7 +39,7 @@ from tests.reference.steering import steering_vectors
 from tests.reference.transforms import read_fields, undo
 
 ENGINE_VERSION = 2
-MIXER_VERSION = 2
+MIXER_VERSION = 3
 LARGEST_STREAMS = 1024
 LARGEST_STREAM_TOKENS = 65536
 
@@ -171,7 +171,7 @@ class FramePredictor:
                     symbol = decode_escape(mixer, known)
                     inputs[n] = self._model.start_token
                 else:
-                    inputs[n] = self._tree.decode(weights, mixer, known)
+                    inputs[n] = self._tree.decode(weights, mixer, known, streams[n].codes)
                     symbol = self._tokens[inputs[n]]
                 chunks[n].append(symbol)
                 decoded_bytes += len(symbol)

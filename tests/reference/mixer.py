@@ -34,6 +34,7 @@ class Parameters:
     """The section's fields after the version."""
 
     tokens_mixed: bool
+    nearest: bool
     slot_bits_max: int
     contexts: list[int]
     matches: list[int]
@@ -47,7 +48,7 @@ class Parameters:
         masks = [int.from_bytes(data[a:b], "little") for a, b in ((2, 5), (5, 6), (6, 8), (8, 9))]
         counts = (CONTEXTS, MATCHES, MAPS, SETS)
         if (
-            data[0] > 1
+            data[0] > 3
             or not 16 <= data[1] <= 25
             or any(mask >> count for mask, count in zip(masks, counts, strict=True))
             or masks[3] == 0
@@ -55,7 +56,7 @@ class Parameters:
             raise UnknownParametersError(data.hex())
         used = [[i for i in range(count) if mask >> i & 1]
                 for mask, count in zip(masks, counts, strict=True)]  # fmt: skip
-        return cls(data[0] == 1, data[1], *used)
+        return cls(data[0] & 1 == 1, data[0] & 2 == 2, data[1], *used)
 
 
 # --- stretch and squash, adaptive probabilities, hashes -------------------------------------
@@ -160,6 +161,7 @@ class Stream:
     followers: tuple[Follower, ...] = dataclasses.field(
         default_factory=lambda: (Follower(), Follower())
     )
+    last_token: int | None = None
 
     def last(self, k: int, ago: int = 0) -> int:
         end = len(self.text) - ago
@@ -349,6 +351,70 @@ def first_of_state(state: int) -> Adaptive:
     return Adaptive(ONE * w[1] // sum(w), 6)
 
 
+# --- nearest states -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class State:
+    """What the model is in before a symbol."""
+
+    signature: frozenset[int]
+    entries: int
+    guess: int
+
+
+@cache
+def two_to(f: int) -> int:
+    """floor(2^(40 - f / 64))."""
+    with localcontext(prec=60):
+        return int(Decimal(2) ** (40 - Decimal(f) / 64))
+
+
+class NearestStates:
+    """The records of a frame."""
+
+    def __init__(self) -> None:
+        self._records: list[tuple[State, int | None, int]] = []
+        self._right: dict[tuple[int, int, int], Adaptive] = {}
+        self._votes: list[tuple[int, int]] = []  # ranks and their votes
+        self._nearness = 0
+
+    def look(self, state: State, last_token: int | None) -> None:
+        """The nearest records are those of this state."""
+        latest = self._records[: -(2**17) : -1]
+        same_token = [record for record in latest if record[1] == last_token][:256]
+        same_guess = [record for record in latest if record[0].guess == state.guess][:256]
+        candidates = same_token + [record for record in same_guess if record[1] != last_token]
+        found = sorted(
+            ((len(state.signature ^ other.signature), rank) for other, _, rank in candidates),
+            key=lambda pair: pair[0],
+        )[:32]
+        self._votes = []
+        for distance, rank in found:
+            f = 4096 * distance // state.entries
+            self._votes.append((rank, two_to(f & 63) >> (24 + (f >> 6))))
+        if found:
+            self._nearness = min(32 * found[0][0] // state.entries, 7)
+
+    def note(self, state: State, last_token: int | None, rank: int) -> None:
+        """The state was followed by a token."""
+        self._records.append((state, last_token, rank))
+        self._votes = []
+
+    def expect(self, lo: int, mid: int, hi: int) -> tuple[int, Adaptive, int] | None:
+        """The expected bit, the probability that it is right, the row of weights."""
+        a = sum(votes for rank, votes in self._votes if lo <= rank < mid)
+        b = sum(votes for rank, votes in self._votes if mid <= rank < hi)
+        if a + b == 0:
+            return None
+        m, l = max(a, b), min(a, b)  # noqa: E741 (the text's symbol)
+        level = (a + b).bit_length() - 1
+        agreement = 7 if l == 0 else max(k for k in range(7) if k == 0 or m >> k >= l)
+        key = (level, agreement, self._nearness)
+        adaptive = self._right.setdefault(key, Adaptive(ONE - ONE // (agreement + 2), 0))
+        return int(b > a), adaptive, 1 + 8 * level + agreement
+
+
 # --- the mixer ------------------------------------------------------------------------------
 
 
@@ -368,6 +434,7 @@ class Mixer:
     ) -> None:
         self.tokens_mixed = parameters.tokens_mixed
         self._used = parameters
+        self.nearest = NearestStates() if self.tokens_mixed and parameters.nearest else None
         self._decide = decide
         self.streams = [Stream() for _ in range(stream_count)]
         self._models = [MatchModel(m, content_bytes) for m in (12, 5)]
@@ -399,8 +466,20 @@ class Mixer:
         adaptive.adapt(d)
         return d
 
-    def decide(self, stream: Stream, region: int, place: int, key: int, p: int) -> int:
-        """The next decision, of which the model says that it is 1 with probability p."""
+    def decide(
+        self,
+        stream: Stream,
+        region: int,
+        place: int,
+        key: int,
+        p: int,
+        ranks: tuple[int, int, int] = (0, 0, 0),
+    ) -> int:
+        """The next decision, of which the model says that it is 1 with probability p.
+
+        Args:
+            ranks: lo, mid and hi of a token's decision.
+        """
         if region == TOKENS and not self.tokens_mixed:
             return self._decide(p)
         contexts = stream.contexts()
@@ -408,9 +487,15 @@ class Mixer:
         found = self._look_up_slots(contexts, place, key, inputs)
         expected = self._ask_models(stream, place, key, inputs)
         points = self._look_up_maps(contexts, key, inputs)
+        voted = self.nearest.expect(*ranks) if self.nearest and region == TOKENS else None
+        if voted:
+            sign = 1 if voted[0] else -1
+            inputs[52] = sign * stretch(voted[1].p)
+            inputs[53] = sign * ((voted[1].p - ONE // 2) >> 8)
 
         outputs = {}
         rows = self._rows(stream, contexts, region, place, key, expected)
+        rows[4] = (region, 4, voted[2] if voted else 0)
         for s in self._used.sets:
             weights = self._weights.setdefault(rows[s], first_weights(region))
             outputs[s] = limit(sum(weights[i] * x for i, x in inputs.items()) >> 20)
@@ -433,6 +518,8 @@ class Mixer:
             adaptive.adapt(int(d == bit))
         for adaptive in points:
             adaptive.adapt(d)
+        if voted:
+            voted[1].adapt(int(d == voted[0]))
         return d
 
     def _look_up_slots(
@@ -507,5 +594,5 @@ def first_weights(region: int) -> list[int]:
     units = [900, 30]
     for weight in histories:
         units += [weight, 0]
-    units += [*MATCH_WEIGHTS, *MAP_WEIGHTS]
+    units += [*MATCH_WEIGHTS, *MAP_WEIGHTS, 70, 0]
     return [unit * 2**10 for unit in units]

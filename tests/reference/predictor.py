@@ -187,6 +187,7 @@ class Stream:
         if self.R is not None:
             positions = min(positions, self.R)
         positions += len(vectors)
+        self.codes: Integers = np.zeros(0, np.int64)
         self.memories = [Memory(positions, model.B, model.D) for _ in model.layers]
         for vector in vectors:
             self._advance(vector.values())
@@ -222,6 +223,7 @@ class Stream:
             x = x + (self._output_norm(y, layer.down_gains) if family.output_norms else y)
         self.position += 1
         q, s = normalize(x, model.norm_epsilon)
+        self.codes = q  # what the head is applied to
         z = model.head.times(q, s)
         weights: Integers = np.trunc(exp2(z - np.max(z)) * f32(2.0**30)).astype(np.int64) + 1
         return weights

@@ -23,7 +23,7 @@ from archiver.container import PredictorSection as ProgramSection
 from archiver.errors import ModelMismatchError
 from archiver.frames import codec_for_writing
 from archiver.levels import DEFAULT_LEVEL, LEVELS
-from archiver.mixing.parameters import MixerParameters
+from archiver.mixing.parameters import MIXER_VERSION, MixerParameters
 from archiver.options import CompressOptions
 from archiver.predict import registry
 from archiver.predict.package import ModelPackage
@@ -159,13 +159,15 @@ def test_other_models_windows_and_sinks(
     mixer = MixerParameters(slot_bits_max=16 + window % 3).encode()
     program = open_codec(
         ProgramSection(**fields),
-        ProgramMixer(version=2, parameters=mixer),
+        ProgramMixer(version=MIXER_VERSION, parameters=mixer),
         package=package,
         threads=1,
         chunking=LEVELS[DEFAULT_LEVEL].chunking,
     )
     reference = FramePredictor(
-        PredictorSection(**fields), MixerSection(version=2, parameters=mixer), package.path
+        PredictorSection(**fields),
+        MixerSection(version=MIXER_VERSION, parameters=mixer),
+        package.path,
     )
     for symbols, streams, flag in ((40, 1, 0), (30, 2, 1)):
         code = np.random.default_rng(symbols).bytes(2 * symbols)
@@ -178,6 +180,7 @@ def test_other_models_windows_and_sinks(
 
 MIXERS = {
     "tokens as they are": {"tokens_mixed": False},
+    "no nearest states": {"nearest": False},
     "one set, nothing else": {"contexts": 0, "matches": 0, "maps": 0, "sets": 1},
     "every other part": {
         "contexts": 0b101010101010101010,
@@ -195,7 +198,9 @@ def test_parameters_of_the_mixer(case: str, tiny: ModelPackage) -> None:
     options = CompressOptions(model="tiny", chunk_tokens=60)
     _, header = codec_for_writing(options, None)
     assert header.predictor is not None
-    section = ProgramMixer(version=2, parameters=MixerParameters(**MIXERS[case]).encode())
+    section = ProgramMixer(
+        version=MIXER_VERSION, parameters=MixerParameters(**MIXERS[case]).encode()
+    )
     codec = open_codec(
         header.predictor, section, package=tiny, threads=1, chunking=options.chunking
     )
@@ -291,10 +296,11 @@ def unmixed(decoder: RangeDecoder) -> Mixer:
 
 def test_a_token_alone_needs_no_decision() -> None:
     mixer = unmixed(RangeDecoder(b""))
-    assert TokenTree([b"only"]).decode(np.array([1]), mixer, mixer.streams[0]) == 0
+    codes = np.array([1, -1])
+    assert TokenTree([b"only"]).decode(np.array([1]), mixer, mixer.streams[0], codes) == 0
     assert mixer.streams[0].text == b"only"
     tree = TokenTree([b"a", b"ab", b"b"])
     weights = np.array([5, 1 << 30, 3])
     for code, rank in ((b"\x00", 2), (b"\x00\x00\x10", 1), (b"\xff" * 3 + b"\xfe", 0)):
         mixer = unmixed(RangeDecoder(code))
-        assert tree.decode(weights, mixer, mixer.streams[0]) == rank
+        assert tree.decode(weights, mixer, mixer.streams[0], codes) == rank

@@ -21,6 +21,7 @@ from archiver.predict.kernels.elementary import (
 
 TILE_RANKS = 64
 WEIGHT_SCALE = np.float32(1 << 30)
+WEIGHT_MAX = (1 << 30) + 1  # of the most likely rank, always
 
 
 @compiled()
@@ -75,6 +76,33 @@ def weight_below(rank, weights, cumulative):
 
 
 @compiled()
+def first_guess(weights, cumulative):
+    """The first of the most likely ranks, int64: those whose weight is the largest there is."""
+    for tile in range(cumulative.shape[0] - 1):
+        if cumulative[tile + 1] - cumulative[tile] >= WEIGHT_MAX:
+            for rank in range(tile * TILE_RANKS, min(weights.shape[0], (tile + 1) * TILE_RANKS)):
+                if weights[rank] == WEIGHT_MAX:
+                    return np.int64(rank)
+    return np.int64(0)
+
+
+@compiled()
+def sign_bits(codes, found):
+    """found[r] has bit i of word i // 64 where codes[r, i] is above 0.
+
+    Args:
+        codes: int8 [rows, entries]; found: uint64 [rows, ceil(entries / 64)].
+    """
+    for row in range(codes.shape[0]):
+        for word in range(found.shape[1]):
+            begin = 64 * word
+            bits = np.uint64(0)
+            for i in range(min(64, codes.shape[1] - begin)):
+                bits |= np.uint64(codes[row, begin + i] > 0) << np.uint64(i)
+            found[row, word] = bits
+
+
+@compiled()
 def split_probability(left, right):
     """P(1) in units of 2^-22, in 1 .. 2^22 - 1, where weights `left` stand for 0, `right` for 1.
 
@@ -87,7 +115,7 @@ def split_probability(left, right):
 
 @compiled()
 def path_probabilities(
-    products, scales, head_scales, ranks, splits, left, right, probabilities, counts
+    products, scales, head_scales, ranks, splits, left, right, probabilities, counts, guesses
 ):
     """The model's probabilities along each row's own path, one after the other.
 
@@ -95,7 +123,8 @@ def path_probabilities(
         products: float32 [rows, vocabulary]; scales: float32 [rows].
         ranks: int32 [rows], the token that each row predicts, or -1 for none.
         splits, left, right: int32 [nodes], the decision tree (see `Vocabulary`).
-        probabilities: uint32, large enough; counts: int32 [rows], decisions of each row.
+        probabilities: uint32, large enough; counts: int32 [rows], decisions of each row; guesses:
+            int32 [rows], the first of the most likely ranks, where a row predicts a token.
 
     Returns:
         how many probabilities were written.
@@ -111,6 +140,7 @@ def path_probabilities(
         if rank < 0:
             continue
         weigh_vocabulary(products[row], scales[row], head_scales, logits, weights, cumulative)
+        guesses[row] = first_guess(weights, cumulative)
         begin = np.int64(0)
         end = cumulative[cumulative.shape[0] - 1]
         node = np.int32(0) if size > 1 else np.int32(-1)
