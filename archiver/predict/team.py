@@ -10,7 +10,6 @@ Source: FORMAT.md, "Predictor".
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from archiver.predict.kernels.head import TILE_RANKS, weigh_vocabulary
 from archiver.predict.kernels.meeting import abandon, new_meeting
 from archiver.predict.kernels.memory import aligned_empty
 from archiver.predict.kernels.products import AmxProduct, VnniProduct
-from archiver.predict.kernels.team import ADDRESSES, step
+from archiver.predict.kernels.team import ADDRESSES, Model, Own, Part, Rows, step
 from archiver.predict.kernels.tiles import PANEL_SHAPES
 
 if TYPE_CHECKING:
@@ -124,24 +123,23 @@ class Team:
     def __init__(self, engine: Engine, *, streams: int, tokens: int, members: int) -> None:
         """Args: tokens: the longest stream's length."""
         self.shares = shares_of(streams, members)
-        self._engine = engine
+        self._meeting = new_meeting()
         size = engine.vocabulary.size
         self.weights, self.cumulative = _weights_of(streams, size)
-        width, ffn = engine.heads * engine.head_dim, engine.ffn
         self.states = aligned_empty((streams, engine.hidden), np.int8)
-        self._scales, self._inner_scales = np.empty((2, streams), np.float32)
-        self._attended_codes = aligned_empty((streams, width), np.int8)
-        self._activated_codes = aligned_empty((streams, ffn), np.int8)
-        self._meeting = new_meeting()
         matrices = _matrices(engine.layers[0])
-        self._packed_bytes = np.array([len(_product(of).packed) for of in matrices], np.int64)
-        self._outputs = np.array([len(of.scales) for of in matrices], np.int64)
-        self._room = aligned_empty((streams, max(size, int(self._outputs.max()))), np.float32)
-        self._layer_sinks = np.array(
-            [engine.layer_sinks(number) for number in range(len(engine.layers))], np.int32
-        )
+        widest = max(size, *(len(matrix.scales) for matrix in matrices))
+        scales, inner_scales = np.empty((2, streams), np.float32)
+        rows = Rows(
+            codes=self.states, scales=scales, inner_scales=inner_scales,
+            attended_codes=aligned_empty((streams, engine.heads * engine.head_dim), np.int8),
+            activated_codes=aligned_empty((streams, engine.ffn), np.int8),
+            room=aligned_empty((streams, widest), np.float32),
+            weights=self.weights, cumulative=self.cumulative,
+        )  # fmt: skip
         self._members = [
-            _Member(engine, self._meeting, self.shares, number, tokens) for number in range(members)
+            _Member(engine, self._meeting, rows, self.shares, number, tokens)
+            for number in range(members)
         ]
 
     def run_together(self, number: int, tokens: Int32Array) -> None:
@@ -152,7 +150,7 @@ class Team:
         """
         member = self._members[number]
         try:
-            self._step(member, tokens, member.together)
+            member.step(tokens, member.together)
         except BaseException:
             abandon(self._meeting)
             raise
@@ -164,104 +162,99 @@ class Team:
             tokens: as for `run_together`.
         """
         member = self._members[number]
-        self._step(member, tokens, member.apart)
-
-    def _step(self, member: _Member, tokens: Int32Array, way: _Way) -> None:
-        engine, session, rows = self._engine, member.session, way.rows
-        mine = session.rows
-        layers.embed(tokens, engine.embed_codes, engine.embed_scales, mine.x)
-        step(
-            way.meeting, way.met, way.members, way.own.start, way.own.stop, mine.x, mine.attended,
-            self.states[rows], self._scales[rows], self._inner_scales[rows],
-            self._attended_codes[rows], self._activated_codes[rows], self._room[rows].reshape(-1),
-            member.addresses, self._outputs, self._packed_bytes, way.outputs, member.shapes,
-            session.position, len(session.angles[0][0]), engine.windows, session.slots,
-            session.sinks[0][-1].shape[-1], engine.sinks, self._layer_sinks,
-            (mine.query, mine.query_scale, mine.sink_query, mine.sink_query_scale),
-            session.scratch, engine.epsilon, engine.logit_unit, engine.span,
-            _product(engine.head).packed, engine.head.scales, *way.head_outputs,
-            self.weights[rows], self.cumulative[rows],
-        )  # fmt: skip
-        session.position += 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Way:
-    """How a member makes a step: alone, or with all others.
-
-    Attributes:
-        meeting: of those who share products; met: int64 [1], arrivals there that the member has
-            expected so far; members: how many they are.
-        rows: the streams whose rows are multiplied; own: the member's, counted from the first.
-        outputs: int64 [4, 2], its outputs of qkv, o, up and down; head_outputs: of the head.
-    """
-
-    meeting: Int64Array
-    met: Int64Array
-    members: int
-    rows: slice
-    own: slice
-    outputs: Int64Array
-    head_outputs: tuple[int, int]
-
-    @classmethod
-    def of(
-        cls, engine: Engine, meeting: Int64Array, *, rows: slice, own: slice, number: int,
-        members: int, unit: int,
-    ) -> _Way:  # fmt: skip
-        """Args: number: the member's among those who share; unit: outputs that stay together."""
-        return cls(
-            meeting=meeting, met=np.zeros(1, np.int64), members=members, rows=rows, own=own,
-            outputs=np.array(
-                [own_outputs(of, number, members, unit) for of in _matrices(engine.layers[0])],
-                np.int64,
-            ),
-            head_outputs=own_outputs(engine.head, number, members, unit),
-        )  # fmt: skip
+        member.step(tokens, member.apart)
 
 
 class _Member:
     """What a thread has for itself.
 
     Attributes:
-        session: the state of its streams.
-        addresses: int64 [layers, 18], of the arrays of each layer (see `kernels.team`).
-        shapes: of tiles, None where products are of bytes.
+        together, apart: its part of a step of all streams or of its own ones alone, and the rows
+            that are multiplied.
     """
 
     def __init__(
-        self, engine: Engine, meeting: Int64Array, shares: list[slice], number: int, tokens: int,
+        self, engine: Engine, meeting: Int64Array, rows: Rows, shares: list[slice], number: int,
+        tokens: int,
     ) -> None:  # fmt: skip
         share, streams = shares[number], shares[-1].stop
         own = share.stop - share.start
-        self.session: Session = engine.session(streams=own, tokens=tokens, steps=1)
-        self.addresses = np.array(
-            [[array.ctypes.data for array in self._arrays(engine, number)]
-             for number in range(len(engine.layers))],
-            np.int64,
-        )  # fmt: skip
-        assert self.addresses.shape[1] == ADDRESSES
         by_tiles = engine.backend.tiled and streams > DOT_ROWS_MAX
-        self.shapes = PANEL_SHAPES if by_tiles else None
         unit = AmxProduct.outputs_step if by_tiles else VnniProduct.outputs_step
-        self.apart = _Way.of(
-            engine, new_meeting(), rows=share, own=slice(0, own), number=0, members=1, unit=unit
-        )
-        self.together = _Way.of(
-            engine, meeting, rows=slice(0, streams), own=share, number=number,
-            members=len(shares), unit=unit,
+        self._engine = engine
+        self._session: Session = engine.session(streams=own, tokens=tokens, steps=1)
+        self._own = self._own_arrays()
+        self._model = self._constants(PANEL_SHAPES if by_tiles else None)
+        self.together = (
+            _part(engine, meeting, share, number, len(shares), unit), _flat(rows, slice(0, streams))
+        )  # fmt: skip
+        self.apart = (
+            _part(engine, new_meeting(), slice(0, own), 0, 1, unit), _flat(rows, share)
         )  # fmt: skip
 
-    def _arrays(self, engine: Engine, number: int) -> list[NDArray[Any]]:
+    def step(self, tokens: Int32Array, way: tuple[Part, Rows]) -> None:
+        """Args: tokens: int32 [own], embedding rows; way: `together` or `apart`."""
+        engine, session = self._engine, self._session
+        layers.embed(tokens, engine.embed_codes, engine.embed_scales, self._own.x)
+        step(*way, self._own, self._model, session.position)
+        session.position += 1
+
+    def _own_arrays(self) -> Own:
+        rows = self._session.rows
+        return Own(
+            x=rows.x, attended=rows.attended,
+            queries=(rows.query, rows.query_scale, rows.sink_query, rows.sink_query_scale),
+            scratch=self._session.scratch,
+            addresses=np.array(
+                [[array.ctypes.data for array in self._arrays(number)]
+                 for number in range(len(self._engine.layers))],
+                np.int64,
+            ),
+        )  # fmt: skip
+
+    def _arrays(self, number: int) -> list[NDArray[Any]]:
         """Those of a layer, all of one piece; engine and session keep them where they are."""
-        matrices, session = _matrices(engine.layers[number]), self.session
+        matrices, session = _matrices(self._engine.layers[number]), self._session
         arrays: list[NDArray[Any]] = [
             *(_product(matrix).packed for matrix in matrices),
             *(matrix.scales for matrix in matrices),
             *session.caches[number], *session.sinks[number], *session.angles[number],
         ]  # fmt: skip
         assert all(array.flags.c_contiguous for array in arrays)
+        assert len(arrays) == ADDRESSES
         return arrays
+
+    def _constants(self, shapes: Any) -> Model:
+        engine, session = self._engine, self._session
+        matrices, count = _matrices(engine.layers[0]), len(engine.layers)
+        return Model(
+            outputs=np.array([len(of.scales) for of in matrices], np.int64),
+            packed_bytes=np.array([len(_product(of).packed) for of in matrices], np.int64),
+            positions=len(session.angles[0][0]), windows=engine.windows, slots=session.slots,
+            sinks=engine.sinks, sink_slots=session.sinks[0][-1].shape[-1],
+            layer_sinks=np.array([engine.layer_sinks(layer) for layer in range(count)], np.int32),
+            epsilon=engine.epsilon, logit_unit=engine.logit_unit, span=engine.span,
+            head_packed=_product(engine.head).packed, head_scales=engine.head.scales,
+            shapes=shapes,
+        )  # fmt: skip
+
+
+def _part(
+    engine: Engine, meeting: Int64Array, streams: slice, number: int, members: int, unit: int
+) -> Part:
+    """Args: streams: the member's; number: its own; unit: outputs that stay together."""
+    matrices = (*_matrices(engine.layers[0]), engine.head)
+    return Part(
+        meeting=meeting, met=np.zeros(1, np.int64), members=members, first=streams.start,
+        last=streams.stop,
+        outputs=np.array([own_outputs(of, number, members, unit) for of in matrices], np.int64),
+    )  # fmt: skip
+
+
+def _flat(rows: Rows, streams: slice) -> Rows:
+    """The rows of some streams, in a room without rows."""
+    some = Rows._make(array[streams] for array in rows)
+    return some._replace(room=some.room.reshape(-1))
 
 
 def _matrices(layer: Layer) -> tuple[Linear, Linear, Linear, Linear]:

@@ -19,6 +19,8 @@ each turn can cost the rest of another program's time slice.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import carray, types
 
@@ -35,11 +37,116 @@ from archiver.predict.kernels.layers import (
     quantize_rows,
 )
 from archiver.predict.kernels.meeting import meet
+from archiver.types import Float32Array, Int8Array, Int32Array, Int64Array, UInt8Array
+
+QKV, OUT, UP, DOWN, HEAD = range(5)  # the matrices
 
 # Columns of a layer's addresses; four arrays each: matrices as qkv, o, up, down, caches as keys,
 # values and their scales.
 PACKED, WEIGHT_SCALES, CACHE, SINK_CACHE, ANGLES = 0, 4, 8, 12, 16
 ADDRESSES = 18
+
+
+class Part(NamedTuple):
+    """A member's part of a step.
+
+    Attributes:
+        meeting: of the members that share products (see `meeting`); members: how many they are;
+            met: int64 [1], arrivals there that this one has expected so far.
+        first, last: its streams are first .. last - 1 of those whose rows are multiplied.
+        outputs: int64 [5, 2], its outputs of each matrix, as `multiply_some` has them.
+    """
+
+    meeting: Int64Array
+    met: Int64Array
+    members: int
+    first: int
+    last: int
+    outputs: Int64Array
+
+
+class Rows(NamedTuple):
+    """A row of each stream, shared by the members.
+
+    Attributes:
+        codes, attended_codes, activated_codes: int8 [streams, hidden], [streams, heads *
+            head_dim], [streams, ffn]; scales, inner_scales: float32 [streams].
+        room: float32, for the largest product.
+        weights: int32 [streams, vocabulary], of the next tokens; cumulative: int64 [streams,
+            tiles + 1].
+    """
+
+    codes: Int8Array
+    scales: Float32Array
+    inner_scales: Float32Array
+    attended_codes: Int8Array
+    activated_codes: Int8Array
+    room: Float32Array
+    weights: Int32Array
+    cumulative: Int64Array
+
+
+class Own(NamedTuple):
+    """What a member needs for its own streams.
+
+    Attributes:
+        x: float32 [own, hidden], the residual stream; attended: float32 [own, heads * head_dim].
+        queries, scratch: as `attend` has them.
+        addresses: int64 [layers, 18], of each layer's arrays.
+    """
+
+    x: Float32Array
+    attended: Float32Array
+    queries: tuple[Any, ...]
+    scratch: tuple[Any, ...]
+    addresses: Int64Array
+
+
+class Model(NamedTuple):
+    """What all members know.
+
+    Attributes:
+        outputs, packed_bytes: int64 [4], of each matrix of a layer.
+        positions: that there are angles for.
+        windows: int32 [layers, kv_heads]; slots: int32 [layers, kv_heads + 1]; sinks: of the model;
+            sink_slots: of each head; layer_sinks: int32 [layers].
+        epsilon, logit_unit, span: as `normalize`, `project_heads` and `gate_and_rotate` have them.
+        head_packed: uint8, head_scales: float32 [vocabulary].
+        shapes: as `multiply_some` has them.
+    """
+
+    outputs: Int64Array
+    packed_bytes: Int64Array
+    positions: int
+    windows: Int32Array
+    slots: Int32Array
+    sinks: int
+    sink_slots: int
+    layer_sinks: Int32Array
+    epsilon: float
+    logit_unit: np.float32
+    span: int
+    head_packed: UInt8Array
+    head_scales: Float32Array
+    shapes: Any
+
+
+class Layer(NamedTuple):
+    """A layer, for one member.
+
+    Attributes:
+        packed, weight_scales: of the matrices qkv, o, up and down, uint8 and float32 [outputs].
+        angles: cosines and sines; cache, sink_cache, places (row_stream, row_position, windows,
+            slots): as `attend` has them; sinks: of this layer.
+    """
+
+    packed: tuple[Any, ...]
+    weight_scales: tuple[Any, ...]
+    angles: tuple[Any, ...]
+    cache: tuple[Any, ...]
+    sink_cache: tuple[Any, ...]
+    places: tuple[Any, ...]
+    sinks: int
 
 
 @on_lanes(types.voidptr, types.int64)
@@ -89,228 +196,117 @@ def _sink_cache_at(addresses, streams, kv_heads, slots, head_dim):
 
 
 @compiled()
-def _share_product(meeting, met, members, packed, codes, room, outputs, begin, end, shapes):
+def _layer_of(model, own, number, places):
+    """A layer's arrays, from their addresses."""
+    at = own.addresses[number]
+    streams = own.x.shape[0]
+    head_dim = own.queries[0].shape[2]
+    kv_heads = model.windows.shape[1]
+    return Layer(
+        (
+            _bytes_at(at[PACKED + QKV], model.packed_bytes[QKV]),
+            _bytes_at(at[PACKED + OUT], model.packed_bytes[OUT]),
+            _bytes_at(at[PACKED + UP], model.packed_bytes[UP]),
+            _bytes_at(at[PACKED + DOWN], model.packed_bytes[DOWN]),
+        ),
+        (
+            _floats_at(at[WEIGHT_SCALES + QKV], model.outputs[QKV]),
+            _floats_at(at[WEIGHT_SCALES + OUT], model.outputs[OUT]),
+            _floats_at(at[WEIGHT_SCALES + UP], model.outputs[UP]),
+            _floats_at(at[WEIGHT_SCALES + DOWN], model.outputs[DOWN]),
+        ),
+        (
+            _floats_by_two(at[ANGLES], model.positions, head_dim >> 1),
+            _floats_by_two(at[ANGLES + 1], model.positions, head_dim >> 1),
+        ),
+        _cache_at(at[CACHE : CACHE + 4], streams, model.slots[number, kv_heads], head_dim),
+        _sink_cache_at(
+            at[SINK_CACHE : SINK_CACHE + 4], streams, kv_heads, model.sink_slots, head_dim
+        ),
+        (*places, model.windows[number], model.slots[number]),
+        model.layer_sinks[number],
+    )
+
+
+@compiled()
+def _share_product(part, room, matrix, packed, codes, outputs, shapes):
     """All members multiply all rows, each by its own outputs.
 
     Returns:
         the whole product, float32 [rows, outputs], at the beginning of `room`.
     """
     product = room[: codes.shape[0] * outputs].reshape(codes.shape[0], outputs)
-    met[0] += members
-    meet(meeting, met[0])
+    part.met[0] += part.members
+    meet(part.meeting, part.met[0])
+    begin, end = part.outputs[matrix, 0], part.outputs[matrix, 1]
     multiply_some(packed, codes, product, begin, end, shapes)
-    met[0] += members
-    meet(meeting, met[0])
+    part.met[0] += part.members
+    meet(part.meeting, part.met[0])
     return product
 
 
 @compiled()
-def _step_layer(
-    meeting,
-    met,
-    members,
-    first,
-    last,
-    x,
-    attended,
-    codes,
-    scales,
-    inner_scales,
-    attended_codes,
-    activated_codes,
-    room,
-    packed,
-    weight_scales,
-    own_outputs,
-    shapes,
-    angles,
-    places,
-    sinks,
-    layer_sinks,
-    queries,
-    cache,
-    sink_cache,
-    scratch,
-    epsilon,
-    logit_unit,
-    span,
-):
-    """x goes through a layer, the streams of all members at once.
+def _step_layer(part, rows, own, model, layer):
+    """own.x goes through a layer, the streams of all members at once."""
+    mine = slice(part.first, part.last)
+    codes, scales, inner_scales = rows.codes[mine], rows.scales[mine], rows.inner_scales[mine]
+    qkv, o, up, down = layer.packed
+    qkv_scales, o_scales, up_scales, down_scales = layer.weight_scales
 
-    Args:
-        meeting: of the members (see `meeting`); met: int64 [1], arrivals expected so far, the
-            member's own count.
-        first, last: the member's streams are first .. last - 1.
-        x: float32 [own, hidden], the residual stream; attended: float32 [own, heads * head_dim].
-        codes, attended_codes, activated_codes: int8 [streams, hidden], [streams, heads * head_dim],
-            [streams, ffn]; scales, inner_scales: float32 [streams]; room: float32, for the largest
-            product. All of these are shared.
-        packed, weight_scales: of the matrices qkv, o, up and down: uint8 and float32 [outputs].
-        own_outputs: int64 [4, 2], the outputs of each that the member computes, as `multiply_some`
-            has them; shapes: as there.
-        angles: cosines and sines; places: row_stream, row_position, windows, slots;
-        queries, cache, sink_cache, scratch: as `attend` has them.
-        sinks: of the model; layer_sinks: of this layer.
-        epsilon, logit_unit, span: as `normalize`, `project_heads` and `gate_and_rotate` have them.
-    """
-    own_codes, own_scales = codes[first:last], scales[first:last]
-    own_inner = inner_scales[first:last]
-    qkv, o, up, down = packed
-    qkv_scales, o_scales, up_scales, down_scales = weight_scales
-
-    normalize(x, epsilon, own_codes, own_scales)
+    normalize(own.x, model.epsilon, codes, scales)
     product = _share_product(
-        meeting, met, members, qkv, codes, room, qkv_scales.shape[0], own_outputs[0, 0],
-        own_outputs[0, 1], shapes,
-    )  # fmt: skip
+        part, rows.room, QKV, qkv, rows.codes, qkv_scales.shape[0], model.shapes
+    )
     project_heads(
-        product[first:last], own_scales, qkv_scales, *angles, *places, sinks, *queries, *cache,
-        *sink_cache, logit_unit,
+        product[mine], scales, qkv_scales, *layer.angles, *layer.places, model.sinks,
+        *own.queries, *layer.cache, *layer.sink_cache, model.logit_unit,
     )  # fmt: skip
-    attend(*queries, *cache, *sink_cache, *places, layer_sinks, *scratch, attended)
-    quantize_rows(attended, attended_codes[first:last], own_inner)
+    attend(
+        *own.queries, *layer.cache, *layer.sink_cache, *layer.places, layer.sinks, *own.scratch,
+        own.attended,
+    )  # fmt: skip
+    quantize_rows(own.attended, rows.attended_codes[mine], inner_scales)
     product = _share_product(
-        meeting, met, members, o, attended_codes, room, o_scales.shape[0], own_outputs[1, 0],
-        own_outputs[1, 1], shapes,
-    )  # fmt: skip
-    add_product(x, product[first:last], own_inner, o_scales)
-    normalize(x, epsilon, own_codes, own_scales)
-    product = _share_product(
-        meeting, met, members, up, codes, room, up_scales.shape[0], own_outputs[2, 0],
-        own_outputs[2, 1], shapes,
-    )  # fmt: skip
+        part, rows.room, OUT, o, rows.attended_codes, o_scales.shape[0], model.shapes
+    )
+    add_product(own.x, product[mine], inner_scales, o_scales)
+    normalize(own.x, model.epsilon, codes, scales)
+    product = _share_product(part, rows.room, UP, up, rows.codes, up_scales.shape[0], model.shapes)
     gate_and_rotate(
-        product[first:last], own_scales, up_scales, span, activated_codes[first:last], own_inner
+        product[mine], scales, up_scales, model.span, rows.activated_codes[mine], inner_scales
     )
     product = _share_product(
-        meeting, met, members, down, activated_codes, room, down_scales.shape[0],
-        own_outputs[3, 0], own_outputs[3, 1], shapes,
-    )  # fmt: skip
-    add_product(x, product[first:last], own_inner, down_scales)
+        part, rows.room, DOWN, down, rows.activated_codes, down_scales.shape[0], model.shapes
+    )
+    add_product(own.x, product[mine], inner_scales, down_scales)
 
 
 @compiled()
-def _weigh_streams(
-    meeting,
-    met,
-    members,
-    first,
-    last,
-    x,
-    codes,
-    scales,
-    room,
-    packed,
-    weight_scales,
-    begin,
-    end,
-    shapes,
-    epsilon,
-    weights,
-    cumulative,
-):
-    """weights and cumulative are those of every own stream's next token.
-
-    Args:
-        As for `_step_layer`; packed, weight_scales, begin, end: the head's.
-        weights: int32 [streams, vocabulary]; cumulative: int64 [streams, tiles + 1].
-    """
-    normalize(x, epsilon, codes[first:last], scales[first:last])
+def _weigh_streams(part, rows, own, model):
+    """rows.weights and rows.cumulative are those of every own stream's next token."""
+    mine = slice(part.first, part.last)
+    normalize(own.x, model.epsilon, rows.codes[mine], rows.scales[mine])
     product = _share_product(
-        meeting, met, members, packed, codes, room, weight_scales.shape[0], begin, end, shapes
-    )
-    logits = np.empty(weight_scales.shape[0], np.float32)
-    for stream in range(first, last):
+        part, rows.room, HEAD, model.head_packed, rows.codes, model.head_scales.shape[0],
+        model.shapes,
+    )  # fmt: skip
+    logits = np.empty(model.head_scales.shape[0], np.float32)
+    for stream in range(part.first, part.last):
         weigh_vocabulary(
-            product[stream], scales[stream], weight_scales, logits, weights[stream],
-            cumulative[stream],
+            product[stream], rows.scales[stream], model.head_scales, logits, rows.weights[stream],
+            rows.cumulative[stream],
         )  # fmt: skip
 
 
 @compiled()
-def step(
-    meeting,
-    met,
-    members,
-    first,
-    last,
-    x,
-    attended,
-    codes,
-    scales,
-    inner_scales,
-    attended_codes,
-    activated_codes,
-    room,
-    addresses,
-    outputs,
-    packed_bytes,
-    own_outputs,
-    shapes,
-    position,
-    positions,
-    windows,
-    slots,
-    sink_slots,
-    sinks,
-    layer_sinks,
-    queries,
-    scratch,
-    epsilon,
-    logit_unit,
-    span,
-    head_packed,
-    head_scales,
-    head_begin,
-    head_end,
-    weights,
-    cumulative,
-):
-    """A member's part of a step: x, its streams' embeddings, goes through all layers and the head.
+def step(part, rows, own, model, position):
+    """A member's part of a step: own.x, its streams' embeddings, goes through layers and head.
 
     Args:
-        As for `_step_layer` and `_weigh_streams`, and
-        addresses: int64 [layers, 18], of each layer's arrays; outputs, packed_bytes: int64 [4], of
-            each matrix.
-        position: of the tokens in their streams; positions: that the angles are for.
-        windows: int32 [layers, kv_heads]; slots: int32 [layers, kv_heads + 1]; sink_slots: of each
-            head; layer_sinks: int32 [layers].
+        part: Part; rows: Rows; own: Own; model: Model; position: of the tokens in their streams.
     """
-    own = last - first
-    head_dim = queries[0].shape[2]
-    kv_heads = windows.shape[1]
-    row_stream = np.arange(own).astype(np.int32)
-    row_position = np.full(own, position, np.int32)
-    for layer in range(addresses.shape[0]):
-        at = addresses[layer]
-        packed = (
-            _bytes_at(at[PACKED], packed_bytes[0]),
-            _bytes_at(at[PACKED + 1], packed_bytes[1]),
-            _bytes_at(at[PACKED + 2], packed_bytes[2]),
-            _bytes_at(at[PACKED + 3], packed_bytes[3]),
-        )
-        weight_scales = (
-            _floats_at(at[WEIGHT_SCALES], outputs[0]),
-            _floats_at(at[WEIGHT_SCALES + 1], outputs[1]),
-            _floats_at(at[WEIGHT_SCALES + 2], outputs[2]),
-            _floats_at(at[WEIGHT_SCALES + 3], outputs[3]),
-        )
-        angles = (
-            _floats_by_two(at[ANGLES], positions, head_dim >> 1),
-            _floats_by_two(at[ANGLES + 1], positions, head_dim >> 1),
-        )
-        cache = _cache_at(at[CACHE : CACHE + 4], own, slots[layer, kv_heads], head_dim)
-        sink_cache = _sink_cache_at(
-            at[SINK_CACHE : SINK_CACHE + 4], own, kv_heads, sink_slots, head_dim
-        )
-        places = (row_stream, row_position, windows[layer], slots[layer])
-        _step_layer(
-            meeting, met, members, first, last, x, attended, codes, scales, inner_scales,
-            attended_codes, activated_codes, room, packed, weight_scales, own_outputs, shapes,
-            angles, places, sinks, layer_sinks[layer], queries, cache, sink_cache, scratch,
-            epsilon, logit_unit, span,
-        )  # fmt: skip
-    _weigh_streams(
-        meeting, met, members, first, last, x, codes, scales, room, head_packed, head_scales,
-        head_begin, head_end, shapes, epsilon, weights, cumulative,
-    )  # fmt: skip
+    streams = own.x.shape[0]
+    places = (np.arange(streams).astype(np.int32), np.full(streams, position, np.int32))
+    for number in range(own.addresses.shape[0]):
+        _step_layer(part, rows, own, model, _layer_of(model, own, number, places))
+    _weigh_streams(part, rows, own, model)
