@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from enum import IntEnum
 
 from archiver.errors import InvalidModelError
-
-MAX_TOKEN_BYTES = 4096
+from archiver.text.bpe_json import (
+    TokenType,
+    added_token,
+    bpe_tokenizer_json,
+    refuse_long_tokens,
+)
 
 
 def _byte_characters() -> dict[int, str]:
@@ -38,17 +41,6 @@ def bytes_of_token(token: str) -> bytes | None:
         return bytes(map(BYTE_OF_CHARACTER.__getitem__, token)) or None
     except KeyError:
         return None
-
-
-class TokenType(IntEnum):
-    """What GGUF says a token is."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 _BYTE_LEVEL = {
@@ -111,7 +103,7 @@ def tokenizer_json_from_gguf(
     ):
         raise InvalidModelError("a merge is not of two tokens into a third")
     added = [
-        _added_token(index, token, special=kind != TokenType.USER_DEFINED)
+        added_token(index, token, special=kind != TokenType.USER_DEFINED)
         for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
         if kind in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED) and token
     ]
@@ -156,7 +148,7 @@ def plain_tokenizer_json(source: str) -> str:
         ):
             raise InvalidModelError("tokenizer.json has a malformed added token")
     added = [
-        _added_token(token["id"], token["content"], special=bool(token.get("special")))
+        added_token(token["id"], token["content"], special=bool(token.get("special")))
         for token in added
         if token["content"]
     ]
@@ -183,9 +175,7 @@ def token_bytes_of(tokenizer_json: str, vocab: int) -> list[bytes | None]:
         found[index] = bytes_of_token(token)
     for added in data["added_tokens"]:
         found[added["id"]] = None if added["special"] else added["content"].encode()
-    longest = max((len(item) for item in found if item is not None), default=0)
-    if longest > MAX_TOKEN_BYTES:
-        raise InvalidModelError(f"a token is {longest} bytes long")
+    refuse_long_tokens(found)
     return found
 
 
@@ -202,42 +192,9 @@ def _tokenizer_json(
     model: Mapping[str, object],
 ) -> str:
     """Return the canonical JSON text of a byte-level BPE tokenizer."""
-    return json.dumps(
-        {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": sorted(added, key=lambda token: str(token["id"]).zfill(12)),
-            "normalizer": normalizer,
-            "pre_tokenizer": rule,
-            "post_processor": None,
-            "decoder": {**_BYTE_LEVEL},
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                **model,
-            },
-        },
-        ensure_ascii=False,
-        separators=(",", ":"),
+    return bpe_tokenizer_json(
+        added, normalizer=normalizer, pre_tokenizer=rule, decoder={**_BYTE_LEVEL}, model=model
     )
-
-
-def _added_token(index: int, content: str, *, special: bool) -> dict[str, object]:
-    return {
-        "id": index,
-        "content": content,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": special,
-    }
 
 
 def _has_byte_level(rule: object) -> bool:
