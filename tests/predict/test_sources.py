@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -17,6 +18,7 @@ from archiver.errors import InvalidModelError
 from archiver.predict.sources import SourceModel, expected_shapes, read_source, start_token_of
 from tests.support.tiny_gguf import make_tiny_gguf
 from tests.support.tiny_models import MISSING_BYTES, make_tiny_hf_folder, tiny_weights
+from tests.support.tiny_pieces import tiny_pieces
 
 
 @pytest.fixture
@@ -283,7 +285,7 @@ def test_the_separator_of_documents_starts_a_text() -> None:
         (lambda w: w.add_tensor("blk.0.attn_q.bias", np.ones(48, np.float32)), "attn_q.bias"),
         (lambda w: w.add_tensor("blk.00.attn_q.weight", np.ones(48, np.float32)), "blk.00"),
         (lambda w: w.kv_data[0].pop("llama.block_count"), "block_count is missing"),
-        (lambda w: w.add_tokenizer_model("llama"), "not byte-level BPE"),
+        (lambda w: w.add_tokenizer_model("bert"), "not byte-level BPE, nor SentencePiece BPE"),
         (lambda w: w.add_tokenizer_pre("mystery"), "pre-tokenizer 'mystery'"),
         (lambda w: w.add_token_merges(["a"]), "a merge is not"),
         (lambda w: w.add_token_types([1]), "differ in number"),
@@ -306,6 +308,24 @@ def test_a_gguf_that_is_no_plain_llama_is_refused(
     file = make_tiny_gguf(tmp_path / "tiny.gguf", seed=1, change=forced)
     with pytest.raises(InvalidModelError, match=reason):
         read_source(file)
+
+
+def test_a_llama_may_have_a_tokenizer_of_pieces(tmp_path: Path) -> None:
+    tokens, types, scores = tiny_pieces(440)
+
+    def change(writer: GGUFWriter) -> None:
+        for key in [key for key in writer.kv_data[0] if key.startswith("tokenizer.")]:
+            del writer.kv_data[0][key]
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(tokens)
+        writer.add_token_types(types)
+        writer.add_token_scores(scores)
+        writer.add_bos_token_id(2)
+
+    source = read_source(make_tiny_gguf(tmp_path / "tiny.gguf", seed=1, vocab=440, change=change))
+    assert source.token_bytes[tokens.index("▁the")] == b" the"
+    assert source.token_bytes[source.start_token_id] is None
+    assert source.start_token_id == 2
 
 
 def _read_bytes(path: Path, content: bytes) -> None:

@@ -59,6 +59,7 @@ def make_gemma_gguf(
     settings = json.loads((folder / "config.json").read_text())
     tokens, types, scores = tiny_pieces(VOCAB)
     fields: dict[str, object] = {
+        "general.architecture": "gemma3",
         "general.name": "Tiny Gemma",
         "general.license": "gemma",
         "gemma3.block_count": settings["num_hidden_layers"],
@@ -84,7 +85,7 @@ def make_gemma_gguf(
     }
     if change is not None:
         change(fields)
-    writer = GGUFWriter(path, "gemma3")
+    writer = GGUFWriter(path, str(fields.pop("general.architecture")))
     for key, value in fields.items():
         _add_field(writer, key, value)
     for name, weights in load_file(folder / "model.safetensors").items():
