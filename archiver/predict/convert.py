@@ -133,12 +133,14 @@ class _Converter:
         self.arrays |= {
             "tokens.data": data, "tokens.offsets": offsets, "tokens.rank_of_id": rank_of_id,
         }  # fmt: skip
-        embed = self._tensor("embed")
-        rows = np.concatenate([embed[id_of_rank], embed[[source.start_token_id]]])
+        # float32 as long as possible: the two matrices may be most of the model.
+        embed = source.tensors["embed"]
+        rows = embed[np.append(id_of_rank, source.start_token_id)].astype(np.float64)
         if family.scaled_embedding:
             rows *= math.sqrt(config.hidden)
         self._put("embed", self._added(rows))
-        head = (embed if config.tied else self._tensor("head"))[id_of_rank]
+        del rows
+        head = (embed if config.tied else source.tensors["head"])[id_of_rank].astype(np.float64)
         self._put("head", self._turn(head * self._tensor("norm")), LOG2_E)
         if "head" in family.biased:
             self._put_vector("head.biases", product_with(head, self._tensor("norm.bias")) * LOG2_E)

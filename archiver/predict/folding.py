@@ -7,6 +7,7 @@ of summation can matter.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -16,19 +17,34 @@ from archiver.types import Float32Array, Float64Array, Int8Array, Int64Array
 
 SHIFT_MAX = 8  # of the powers of two that go from keys to queries
 WEIGHT_MAX = 2.0**14  # folded weights beyond this are refused, not clipped
+BLOCK_ROWS = 4096
 
 
-def _scaled_integers(weights: Float64Array, terms: int) -> tuple[Float64Array, float]:
-    """Weights as integers in binary64, small enough that sums of `terms` are exact, and the unit.
+def _greatest(weights: Float64Array) -> float:
+    """The greatest magnitude of a weight.
+
+    Raises:
+        InvalidModelError: a weight is not finite, or absurdly large.
+    """
+    greatest = max(float(weights.max(initial=0.0)), -float(weights.min(initial=0.0)))
+    if not math.isfinite(greatest) or greatest > WEIGHT_MAX:
+        raise InvalidModelError("a weight is not finite, or absurdly large")
+    return greatest
+
+
+def _integer_exponent(weights: Float64Array, terms: int) -> int:
+    """The power of two by which weights become integers whose sums of `terms` are exact.
 
     |integer| <= 2^(52 - ceil(log2 terms)), so a sum of `terms` of them stays below 2^53.
     """
-    greatest = float(np.abs(weights).max(initial=0.0))
-    if not math.isfinite(greatest) or greatest > WEIGHT_MAX:
-        raise InvalidModelError("a weight is not finite, or absurdly large")
+    greatest = _greatest(weights)
     bits = 52 - max(terms - 1, 0).bit_length()
-    exponent = bits - math.frexp(greatest)[1] if greatest > 0 else 0
-    return np.rint(np.ldexp(weights, exponent)), math.ldexp(1.0, -exponent)
+    return bits - math.frexp(greatest)[1] if greatest > 0 else 0
+
+
+def _blocks(rows: int) -> Iterator[slice]:
+    """Rows in runs of BLOCK_ROWS, so that what is made on the way takes little memory."""
+    return (slice(start, start + BLOCK_ROWS) for start in range(0, rows, BLOCK_ROWS))
 
 
 def rotate_right(weights: Float64Array, signs: Int8Array, terms: int) -> Float64Array:
@@ -37,16 +53,20 @@ def rotate_right(weights: Float64Array, signs: Int8Array, terms: int) -> Float64
     Args:
         weights: float64 [rows, n]; signs: int8 [n, n] with `terms` nonzero entries a column.
     """
-    integers, unit = _scaled_integers(weights, terms)
-    sums = integers @ signs.astype(np.float64)
-    rotated: Float64Array = (sums * unit) / math.sqrt(terms)
+    exponent = _integer_exponent(weights, terms)
+    unit, factors = math.ldexp(1.0, -exponent), signs.astype(np.float64)
+    rotated = np.empty(weights.shape)
+    for rows in _blocks(len(weights)):
+        sums = np.rint(np.ldexp(weights[rows], exponent)) @ factors
+        rotated[rows] = (sums * unit) / math.sqrt(terms)
     return rotated
 
 
 def centred(weights: Float64Array) -> Float64Array:
     """Weights less the mean of their row; exact up to one rounding before the sums, two after."""
-    integers, unit = _scaled_integers(weights, weights.shape[1])
-    means = (integers.sum(axis=1) * unit) / weights.shape[1]
+    exponent = _integer_exponent(weights, weights.shape[1])
+    integers = np.rint(np.ldexp(weights, exponent))
+    means = (integers.sum(axis=1) * math.ldexp(1.0, -exponent)) / weights.shape[1]
     result: Float64Array = weights - means[:, None]
     return result
 
@@ -56,9 +76,7 @@ def product_with(weights: Float64Array, vector: Float64Array) -> Float64Array:
     bits = (62 - len(vector).bit_length()) // 2
 
     def integers(values: Float64Array) -> tuple[Int64Array, int]:
-        greatest = float(np.abs(values).max(initial=0.0))
-        if not math.isfinite(greatest) or greatest > WEIGHT_MAX:
-            raise InvalidModelError("a weight is not finite, or absurdly large")
+        greatest = _greatest(values)
         exponent = bits - math.frexp(greatest)[1] if greatest > 0 else 0
         return np.rint(np.ldexp(values, exponent)).astype(np.int64), -exponent
 
@@ -107,7 +125,10 @@ def balancing_factors(
 
 def quantize_rows(weights: Float64Array) -> tuple[Int8Array, Float32Array]:
     """Codes in -127 .. 127 and one scale a row: weights = codes * scale, rounded to nearest."""
-    magnitude = np.maximum(np.abs(weights).max(axis=1), 127 * SCALE_MIN)
-    scale = (magnitude / 127.0).astype(np.float32)
-    codes = np.rint(weights / scale.astype(np.float64)[:, None])
-    return np.clip(codes, -127, 127).astype(np.int8), scale
+    magnitude = np.maximum(weights.max(axis=1), -weights.min(axis=1))
+    scale = (np.maximum(magnitude, 127 * SCALE_MIN) / 127.0).astype(np.float32)
+    codes = np.empty(weights.shape, np.int8)
+    for rows in _blocks(len(weights)):
+        units = np.rint(weights[rows] / scale[rows].astype(np.float64)[:, None])
+        codes[rows] = np.clip(units, -127, 127)
+    return codes, scale
