@@ -25,7 +25,9 @@ class Architecture:
     Attributes:
         biased: matrices to whose products a vector is added.
         head_norms: queries and keys are normalized head by head before they are turned.
-        output_norms: what attention and feed-forward add to the stream is normalized.
+        output_norms: what attention and feed-forward add to the stream is normalized. Then the
+            stream is not rotated, but what is multiplied: the source's gains may differ so much
+            that without them its greatest channels would leave the others no codes.
         parallel: attention and feed-forward read the same residual stream.
         activation: "silu", "gelu" (by the error function) or "gelu_tanh" (by the tangent).
         gated: the activation multiplies a second half of the product.

@@ -55,10 +55,11 @@ if TYPE_CHECKING:
 
 
 def stream_rotation(family: Architecture, hidden: int) -> tuple[Int8Array, int]:
-    """Signs of the residual stream's rotation, int8 [hidden, hidden], and entries in each row."""
+    """Signs of the rotation of what the stream's norms give, int8 [hidden, hidden], and entries in
+    each row; the stream itself is rotated likewise, or not at all with norms of outputs."""
     if not family.output_norms:
         return rotation(hidden)
-    # The engine turns normalized outputs itself, by its transform after gains with signs.
+    # The engine turns what is normalized by its transform, after gains with signs.
     blocks, terms = activation_rotation(hidden)
     return np.ascontiguousarray(stream_signs(hidden)[:, None] * blocks), terms
 
@@ -141,7 +142,7 @@ class _Converter:
         self._put("embed", self._added(rows))
         del rows
         head = (embed if config.tied else source.tensors["head"])[id_of_rank].astype(np.float64)
-        self._put("head", self._turn(head * self._tensor("norm")), LOG2_E)
+        self._put_reading("head", head, "norm", LOG2_E)
         if "head" in family.biased:
             self._put_vector("head.biases", product_with(head, self._tensor("norm.bias")) * LOG2_E)
         if family.positions:
@@ -162,7 +163,7 @@ class _Converter:
                 parts[number] *= factors[:, None]
                 biases[number] *= factors
             self._put_vector(f"{name}.qkv.biases", self._joined_heads(biases))
-        self._put(f"{name}.qkv", self._turn(self._joined_heads(parts) * gain))
+        self._put_reading(f"{name}.qkv", self._joined_heads(parts), f"{name}.norm1")
         if family.head_norms:
             for part, kind in (("q", "query"), ("k", "key")):
                 gains = self._by_pairs(self._tensor(f"{name}.{part}_norm"))
@@ -176,7 +177,7 @@ class _Converter:
         family = self._family
         kinds = JOINED.get(family.up, (family.up,))
         joined = np.concatenate([self._tensor(f"{name}.{kind}") for kind in kinds])
-        self._put(f"{name}.{family.up}", self._turn(joined * self._tensor(f"{name}.norm2")))
+        self._put_reading(f"{name}.{family.up}", joined, f"{name}.norm2")
         if "up" in family.biased:
             before = product_with(joined, self._tensor(f"{name}.norm2.bias"))
             own = self._tensor(f"{name}.up.bias")
@@ -229,7 +230,8 @@ class _Converter:
 
     def _added(self, rows: Float64Array) -> Float64Array:
         """Rows of what is added to the stream, as the package has the stream."""
-        return self._turn(centred(rows) if self._family.centred else rows)
+        rows = centred(rows) if self._family.centred else rows
+        return rows if self._family.output_norms else self._turn(rows)
 
     def _joined_heads(self, parts: Sequence[Float64Array]) -> Float64Array:
         """Rows of queries, keys and values by head, as attention has them."""
@@ -276,12 +278,23 @@ class _Converter:
             raise InvalidModelError(f"{name}: a number is out of range")
         self.arrays[name] = vector.astype(np.float32)
 
+    def _put_reading(
+        self, name: str, weights: Float64Array, norm: str, factor: float = 1.0
+    ) -> None:
+        """A matrix that multiplies what a norm of the stream gives."""
+        gains = self._tensor(norm)
+        if self._family.output_norms:
+            turned = gains * stream_signs(self._config.hidden) / math.sqrt(self._terms)
+            self._put_vector(f"{name}.gains", turned)
+            self._put(name, self._turn(weights), factor)
+        else:
+            self._put(name, self._turn(weights * gains), factor)
+
     def _put_writing(self, name: str, weights: Float64Array) -> None:
         """A matrix whose outputs are added to the stream, at once or when they are normalized."""
-        family, hidden = self._family, self._config.hidden
+        family = self._family
         if family.output_norms:
-            gains = self._tensor(f"{name}_norm") * stream_signs(hidden)
-            self._put_vector(f"{name}.gains", gains / math.sqrt(self._terms))
+            self._put_vector(f"{name}.gains", self._tensor(f"{name}_norm"))
         else:
             weights = np.ascontiguousarray(self._added(weights.T).T)
         self._put(name, weights)

@@ -56,6 +56,7 @@ class Engine(EngineBase):
         self.backend = choose_backend(self.inner_sizes, matmul)
         self._embed_by(arrays["embed.codes"], np.array(arrays["embed.scales"]))
         self.head = Linear.of(arrays, "head", self.backend)
+        self.head_gains = np.array(arrays["head.gains"]) if self.family.output_norms else None
         self.layers = [
             Layer.of(self.config, arrays, number, self.backend)
             for number in range(self.config.layers)
@@ -87,9 +88,19 @@ class Engine(EngineBase):
             by_tangent = activation == "gelu_tanh"
             families.gelu_and_rotate(*product, by_tangent, self.span, codes, scales)
 
+    def normalize(
+        self, x: Float32Array, gains: Float32Array | None, codes: Int8Array, scales: Float32Array
+    ) -> None:
+        """codes * scales = x normalized, also rotated if there are gains; both by rows."""
+        if gains is None:
+            layers.normalize(x, self.epsilon, codes, scales)
+        else:
+            span = activation_span(self.hidden)
+            families.normalize_and_rotate(x, gains, self.epsilon, span, codes, scales)
+
     def add(self, x: Float32Array, product: Scaled, gains: Float32Array | None) -> None:
         """x += the product, normalized if there are gains; x float32 [rows, hidden]."""
         if gains is None:
             layers.add_product(x, *product)
         else:
-            families.add_normalized(x, *product, gains, self.epsilon, activation_span(self.hidden))
+            families.add_normalized(x, *product, gains, self.epsilon)

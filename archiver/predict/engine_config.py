@@ -91,6 +91,8 @@ class EngineConfig:
         vectors: dict[str, tuple[int, ...]] = {}
         if "head" in family.biased:
             vectors["head.biases"] = (self.tokens,)
+        if family.output_norms:
+            vectors["head.gains"] = (self.hidden,)
         if self.positions is not None:
             vectors["positions"] = (self.positions, self.hidden)
         for layer in range(self.layers):
@@ -108,8 +110,8 @@ class EngineConfig:
                 vectors[f"layers.{layer}.query_gains"] = (self.head_dim,)
                 vectors[f"layers.{layer}.key_gains"] = (self.head_dim,)
             if family.output_norms:
-                vectors[f"layers.{layer}.o.gains"] = (self.hidden,)
-                vectors[f"layers.{layer}.down.gains"] = (self.hidden,)
+                for name in shapes:
+                    vectors[f"layers.{layer}.{name}.gains"] = (self.hidden,)
         table = (ROTARY_SPAN, self.head_dim // 2, 2)
         result: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
             "local_heads": (np.uint8, (self.layers, self.kv_heads)),

@@ -77,8 +77,8 @@ class Layer:
     Attributes:
         up: what comes before the activation.
         head_gains: of the norms of queries and keys, float32 [head_dim] each.
-        output_gains: of the norms after attention and after the feed-forward network, float32
-            [hidden] each.
+        input_gains, output_gains: of the norms before and after attention and the feed-forward
+            network, float32 [hidden] each; None where weights hold them, or there are none.
     """
 
     qkv: Linear
@@ -86,6 +86,7 @@ class Layer:
     up: Linear
     down: Linear
     head_gains: tuple[Float32Array, Float32Array] | None
+    input_gains: tuple[Float32Array, Float32Array] | None
     output_gains: tuple[Float32Array, Float32Array] | None
 
     @classmethod
@@ -104,5 +105,6 @@ class Layer:
             up=Linear.of(arrays, f"{name}.{family.up}", backend),
             down=Linear.of(arrays, f"{name}.down", backend),
             head_gains=pair(family.head_norms, "query_gains", "key_gains"),
+            input_gains=pair(family.output_norms, "qkv.gains", f"{family.up}.gains"),
             output_gains=pair(family.output_norms, "o.gains", "down.gains"),
         )

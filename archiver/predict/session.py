@@ -255,8 +255,9 @@ class Session:
         for number, layer in enumerate(engine.layers):
             cache, sinks = self.caches[number], self.sinks[number]
             places = row_stream, row_position, engine.windows[number], self.slots[number]
+            input_gains = layer.input_gains or (None, None)
             output_gains = layer.output_gains or (None, None)
-            layers.normalize(x, engine.epsilon, codes, scales)
+            engine.normalize(x, input_gains[0], codes, scales)
             heads = layer.qkv(codes, scales, mine.room)
             if layer.head_gains is not None:
                 families.normalize_heads(*heads, *layer.head_gains, engine.kv_heads, engine.epsilon)
@@ -273,7 +274,7 @@ class Session:
             attended = layer.o(mine.attended_codes, inner_scales, mine.room)
             engine.add(x, attended, output_gains[0])
             if not engine.family.parallel:
-                layers.normalize(x, engine.epsilon, codes, scales)
+                engine.normalize(x, input_gains[1], codes, scales)
             up = layer.up(codes, scales, mine.room)
             engine.activate(up, mine.activated_codes, inner_scales)
             down = layer.down(mine.activated_codes, inner_scales, mine.room)
@@ -281,6 +282,6 @@ class Session:
         # The caller's own, unlike the rest.
         last_codes = aligned_empty(codes.shape, np.int8)
         last_scales = np.empty_like(scales)
-        layers.normalize(x, engine.epsilon, last_codes, last_scales)
+        engine.normalize(x, engine.head_gains, last_codes, last_scales)
         self.position += steps
         return last_codes, last_scales

@@ -266,7 +266,7 @@ PINNED = {
     "qwen3": ("b11d0bb82c8de26a", "138906ff79bff343"),
     "gpt_neox": ("3017a170ba55f070", "27d322b34e5dba45"),
     "gpt2": ("341712428668a48d", "f5b62c23995c4758"),
-    "gemma3": ("6f7ad4ed7c1e0d01", "6136ae1e2021b5af"),
+    "gemma3": ("9c5cc59f0ba21037", "4d9d8ed5ab202053"),
 }
 
 

@@ -167,7 +167,14 @@ def test_no_kernel_holds_a_fused_multiply_add(
         check=True,
     )  # fmt: skip
     listing = run.stdout
-    for kernel in ("attend", "add_biases", "normalize_heads", "add_normalized", "gelu_and_rotate"):
+    for kernel in (
+        "attend",
+        "add_biases",
+        "normalize_heads",
+        "normalize_and_rotate",
+        "add_normalized",
+        "gelu_and_rotate",
+    ):
         assert kernel in listing
     if platform.machine() in ("x86_64", "AMD64"):
         assert re.search(r"\bv?mul[ps]s\b", listing)  # float arithmetic is there

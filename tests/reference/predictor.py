@@ -89,7 +89,10 @@ class Layer:
         if family.head_norms:
             self.query_gains: Float32s = arrays[f"{name}.query_gains"]
             self.key_gains: Float32s = arrays[f"{name}.key_gains"]
+        self.qkv_gains: Float32s | None = None
+        self.up_gains: Float32s | None = None
         if family.output_norms:
+            self.qkv_gains, self.up_gains = arrays[f"{name}.qkv.gains"], arrays[f"{up}.gains"]
             self.o_gains: Float32s = arrays[f"{name}.o.gains"]
             self.down_gains: Float32s = arrays[f"{name}.down.gains"]
 
@@ -115,6 +118,9 @@ class Model:
         self.embed_scales: Float32s = package.arrays["embed.scales"]
         self.layers = [Layer(package, number, self.family) for number in range(config["layers"])]
         self.head = Matrix(package, "head", biased="head" in self.family.biases)
+        self.head_gains: Float32s | None = None
+        if self.family.output_norms:
+            self.head_gains = package.arrays["head.gains"]
         self.tables: dict[bool, tuple[NDArray[np.float64], NDArray[np.float64]]] = {
             slides: (package.arrays[f"rotary.{kind}coarse"], package.arrays[f"rotary.{kind}fine"])
             for slides, kind in ((False, ""), (True, "sliding_"))[: 1 + self.family.sliding]
@@ -222,18 +228,25 @@ class Stream:
             y = self._feed_forward(before if family.parallel else x, layer)
             x = x + (self._output_norm(y, layer.down_gains) if family.output_norms else y)
         self.position += 1
-        q, s = normalize(x, model.norm_epsilon)
+        q, s = self._normalize(x, model.head_gains)
         self.codes = q  # what the head is applied to
         z = model.head.times(q, s)
         weights: Integers = np.trunc(exp2(z - np.max(z)) * f32(2.0**30)).astype(np.int64) + 1
         return weights
 
+    def _normalize(self, x: Float32s, gains: Float32s | None) -> tuple[Integers, np.float32]:
+        """Codes and their scale."""
+        if gains is None:
+            return normalize(x, self.model.norm_epsilon)
+        y = quantize(_transform(rms_norm(x, gains, self.model.norm_epsilon)))
+        return y.codes, y.scale()
+
     def _output_norm(self, y: Float32s, gains: Float32s) -> Float32s:
-        return _transform(rms_norm(y, gains, self.model.norm_epsilon))
+        return rms_norm(y, gains, self.model.norm_epsilon)
 
     def _attention(self, x: Float32s, layer: Layer, memory: Memory) -> Float32s:
         model, p = self.model, self.position
-        q, s = normalize(x, model.norm_epsilon)
+        q, s = self._normalize(x, layer.qkv_gains)
         y = layer.qkv.times(q, s).reshape(-1, model.D)
         queries, keys, values = np.split(y, [model.A, model.A + model.B])
         if model.family.head_norms:
@@ -272,7 +285,7 @@ class Stream:
 
     def _feed_forward(self, x: Float32s, layer: Layer) -> Float32s:
         family = self.model.family
-        q, s = normalize(x, self.model.norm_epsilon)
+        q, s = self._normalize(x, layer.up_gains)
         y = layer.up.times(q, s)
         v = ACTIVATIONS[family.activation](y[: self.model.F])
         if family.gate:
@@ -321,7 +334,7 @@ def _mean(t: Float32s, codes: Integers, scales: Float32s) -> Float32s:
 
 
 def _transform(v: Float32s) -> Float32s:
-    """The feed-forward activation, transformed in runs of R entries."""
+    """The transform, in runs of R entries."""
     R = len(v) & -len(v)  # noqa: N806 (the text's symbol)
     step = 1
     while step < R:

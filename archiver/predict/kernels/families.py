@@ -97,8 +97,26 @@ def normalize_heads(product, scales, weight_scales, query_gains, key_gains, kv_h
 
 
 @compiled()
-def add_normalized(x, product, scales, weight_scales, gains, epsilon, span):
-    """x += the Walsh-Hadamard transform of the normalized product, row by row.
+def normalize_and_rotate(x, gains, epsilon, span, codes, scales):
+    """codes * scales = the Walsh-Hadamard transform of the normalized x, row by row.
+
+    Args:
+        x: float32 [rows, hidden]; gains: float32 [hidden]; codes: int8 [rows, hidden]; scales:
+            float32 [rows]; the rest as in `layers.gate_and_rotate`.
+    """
+    y = np.empty(x.shape[1], np.float32)
+    for row in range(x.shape[0]):
+        y[:] = x[row]
+        _normalize(y, gains, epsilon)
+        transform(y, span)
+        magnitude = greatest_magnitude(y)
+        quantize(y, magnitude, codes[row])
+        scales[row] = magnitude / CODE_MAX
+
+
+@compiled()
+def add_normalized(x, product, scales, weight_scales, gains, epsilon):
+    """x += the normalized product, row by row.
 
     Args:
         x, product: float32 [rows, hidden]; gains: float32 [hidden]; the rest as in
@@ -108,7 +126,6 @@ def add_normalized(x, product, scales, weight_scales, gains, epsilon, span):
     for row in range(x.shape[0]):
         unscale(product[row], scales[row], weight_scales, y)
         _normalize(y, gains, epsilon)
-        transform(y, span)
         for j in range(y.shape[0]):
             x[row, j] += y[j]
 
