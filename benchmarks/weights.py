@@ -42,7 +42,7 @@ def find_weights(model: str, given: Path | None) -> Path:
         return given
     kept = home.downloads_folder() / known.origin.member_name
     with home.home_locked(), home.scratch_folder() as scratch:
-        found = fetch.fetch_member(known.origin, scratch)
+        found = fetch.fetch_file(known.origin, scratch)
         if found != kept:
             kept.parent.mkdir(parents=True, exist_ok=True)
             os.replace(found, kept)

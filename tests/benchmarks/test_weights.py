@@ -45,7 +45,7 @@ def test_fetched_weights_are_kept(
         return path
 
     with monkeypatch.context() as patched:
-        patched.setattr(fetch, "fetch_member", download)
+        patched.setattr(fetch, "fetch_file", download)
         path = find_weights(model.name, None)
     assert fetched == ["model.gguf"]
     assert path == tmp_path / "home" / "downloads" / "model.gguf"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from archiver.errors import InvalidModelError, ModelUnavailableError
 from archiver.predict import fetch
-from archiver.predict.fetch import WheelMember, fetch_member
+from archiver.predict.fetch import SplitFile, WheelMember, fetch_file, fetch_member
 from tests.support.tiny_wheels import make_tiny_wheel
 
 CONTENT = bytes(range(256)) * 8000
@@ -60,6 +61,49 @@ def test_pip_downloads_the_wheel_and_only_the_member_is_taken(
         assert amounts[0] == 0
         assert amounts[-1] == total
         assert amounts == sorted(amounts)
+
+
+def split_file(tmp_path: Path) -> SplitFile:
+    """The content in two wheels of the index."""
+    cut = len(CONTENT) // 2 + 1
+    return SplitFile(
+        member_name="Tiny.gguf",
+        member_bytes=len(CONTENT),
+        member_sha256=hashlib.sha256(CONTENT).hexdigest(),
+        parts=tuple(
+            make_tiny_wheel(
+                tmp_path / "index", content, f"tiny/Tiny.gguf.part{number}", f"0.{number + 2}"
+            )
+            for number, content in enumerate((CONTENT[:cut], CONTENT[cut:]))
+        ),
+    )
+
+
+def test_parts_of_a_file_are_joined(tmp_path: Path, origin: WheelMember) -> None:
+    split = split_file(tmp_path)
+    path = fetch_file(split, tmp_path / "scratch")
+    assert path == tmp_path / "scratch" / "Tiny.gguf"
+    assert path.read_bytes() == CONTENT
+    assert list((tmp_path / "scratch").iterdir()) == [path]
+    path.unlink()
+    assert fetch_file(origin, tmp_path / "scratch").read_bytes() == CONTENT
+    wrong = dataclasses.replace(split, parts=split.parts[::-1])
+    with pytest.raises(InvalidModelError, match=r"Tiny\.gguf: not the file that is needed"):
+        fetch_file(wrong, tmp_path / "scratch")
+    (tmp_path / "index" / split.parts[1].wheel).unlink()
+    with pytest.raises(ModelUnavailableError, match=split.parts[1].wheel):
+        fetch_file(split, tmp_path / "scratch")
+
+
+@pytest.mark.usefixtures("origin", "no_pip")
+def test_a_split_file_that_was_brought_whole_is_used(tmp_path: Path, downloads: Path) -> None:
+    split = split_file(tmp_path)
+    brought = downloads / "Tiny.gguf"
+    brought.write_bytes(CONTENT)
+    assert fetch_file(split, tmp_path / "scratch") == brought
+    brought.write_bytes(CONTENT[:-1] + b"x")
+    with pytest.raises(InvalidModelError, match="not the file that is needed"):
+        fetch_file(split, tmp_path / "scratch")
 
 
 @pytest.mark.usefixtures("no_pip")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from archiver.errors import (
 )
 from archiver.predict import known, registry
 from archiver.predict.adapter import Adapter, LowRank, weights_sha256, write_adapter
+from archiver.predict.fetch import WheelMember
 from archiver.predict.home import home_folder, home_locked, no_progress, scratch_folder
 from archiver.predict.names import name_from, read_names
 from archiver.predict.package import load_package
@@ -66,7 +68,11 @@ def test_the_table_of_known_models_is_consistent() -> None:
     assert known.DEFAULT_MODEL in names
     for model in known.KNOWN_MODELS:
         assert all(name_from(name) == name for name in (model.name, *model.aliases))
-        assert len(model.origin.wheel_sha256) == len(model.origin.member_sha256) == 64
+        origin = model.origin
+        parts = (origin,) if isinstance(origin, WheelMember) else origin.parts
+        assert sum(part.member_bytes for part in parts) == origin.member_bytes
+        for digest in (origin.member_sha256, *(part.wheel_sha256 for part in parts)):
+            assert re.fullmatch("[0-9a-f]{64}", digest)
         assert model.fingerprint is None or len(model.fingerprint) == 64
 
 

@@ -9,19 +9,20 @@ from pathlib import Path
 from archiver.predict.fetch import WheelMember
 
 DISTRIBUTION = "tiny-llmzip-test-model"
-VERSION = "0.1"
 
 
-def make_tiny_wheel(folder: Path, content: bytes, member: str = "tiny/Tiny.gguf") -> WheelMember:
+def make_tiny_wheel(
+    folder: Path, content: bytes, member: str = "tiny/Tiny.gguf", version: str = "0.1"
+) -> WheelMember:
     """Make an installable wheel that holds ``content``; return its pin."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{DISTRIBUTION.replace('-', '_')}-{VERSION}"
+    stem = f"{DISTRIBUTION.replace('-', '_')}-{version}"
     path = folder / f"{stem}-py3-none-any.whl"
     info = f"{stem}.dist-info"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(member, content)
         archive.writestr(
-            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {DISTRIBUTION}\nVersion: {VERSION}\n"
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {DISTRIBUTION}\nVersion: {version}\n"
             "Requires-Dist: nothing-of-that-name\n",
         )  # fmt: skip
         archive.writestr(
@@ -30,7 +31,7 @@ def make_tiny_wheel(folder: Path, content: bytes, member: str = "tiny/Tiny.gguf"
         archive.writestr(f"{info}/RECORD", "")
     return WheelMember(
         distribution=DISTRIBUTION,
-        version=VERSION,
+        version=version,
         wheel=path.name,
         wheel_bytes=path.stat().st_size,
         wheel_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
