@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -349,77 +350,51 @@ def _experiment_options(command: _Command) -> _Command:
 @main.command()
 @_experiment_options
 @_model
-def steering(
-    file: Path, texts: Path, output: Path, threads: int | None, show: bool, model: str | None
-) -> None:
+def steering(model: str | None, **options: Any) -> None:
     """Run an experiment on steering vectors; what its record holds already is not run again."""
     from archiver.options import DEFAULT_MODEL
-    from benchmarks.steering.charts import draw
-    from benchmarks.steering.experiment import read_experiment
-    from benchmarks.steering.record import BENCHMARK, run_experiment
-    from benchmarks.steering.tables import tables
 
-    with _errors_shown():
-        experiment = read_experiment(file)
-
-        def records(report: Progress) -> Iterator[dict[str, Any]]:
-            return run_experiment(
-                experiment, folder=texts, output=output, model=model or DEFAULT_MODEL,
-                threads=threads, progress=report,
-            )  # fmt: skip
-
-        path = record_path(output, BENCHMARK, experiment.common.name)
-        record = read_record(path, BENCHMARK) if show else _last(records)
-    _show_experiment(record, path, tables, draw)
+    _run_experiment("steering", model=model or DEFAULT_MODEL, **options)
 
 
 @main.command()
 @_experiment_options
 @_model
-def sweep(
-    file: Path, texts: Path, output: Path, threads: int | None, show: bool, model: str | None
-) -> None:
+def sweep(model: str | None, **options: Any) -> None:
     """Measure llmzip over sizes, levels, windows, streams or threads; what was, is not again."""
     from archiver.options import DEFAULT_MODEL
-    from benchmarks.sweep.charts import draw
-    from benchmarks.sweep.experiment import read_experiment
-    from benchmarks.sweep.record import BENCHMARK, run_experiment
-    from benchmarks.sweep.tables import tables
 
-    with _errors_shown():
-        experiment = read_experiment(file)
-
-        def records(report: Progress) -> Iterator[dict[str, Any]]:
-            return run_experiment(
-                experiment, folder=texts, output=output, model=model or DEFAULT_MODEL,
-                threads=threads, progress=report,
-            )  # fmt: skip
-
-        path = record_path(output, BENCHMARK, experiment.common.name)
-        record = read_record(path, BENCHMARK) if show else _last(records)
-    _show_experiment(record, path, tables, draw)
+    _run_experiment("sweep", model=model or DEFAULT_MODEL, **options)
 
 
 @main.command()
 @_experiment_options
-def predictors(file: Path, texts: Path, output: Path, threads: int | None, show: bool) -> None:
+def predictors(**options: Any) -> None:
     """Make the predictors of an experiment and compare them; what was made is not made again."""
-    from benchmarks.predictors.charts import draw
-    from benchmarks.predictors.experiment import read_experiment
-    from benchmarks.predictors.record import BENCHMARK, run_experiment
-    from benchmarks.predictors.tables import tables
+    _run_experiment("predictors", **options)
 
+
+def _run_experiment(
+    kind: str, file: Path, texts: Path, output: Path, show: bool, **settings: Any
+) -> None:
+    """Run an experiment of a kind, which is a package beside this file, or show its record."""
     with _errors_shown():
-        experiment = read_experiment(file)
+        parts = {
+            part: import_module(f"benchmarks.{kind}.{part}")
+            for part in ("experiment", "record", "tables", "charts")
+        }
+        experiment = parts["experiment"].read_experiment(file)
+        benchmark = parts["record"].BENCHMARK
 
         def records(report: Progress) -> Iterator[dict[str, Any]]:
-            return run_experiment(
-                experiment, folder=texts, output=output, threads=threads, progress=report
+            found: Iterator[dict[str, Any]] = parts["record"].run_experiment(
+                experiment, folder=texts, output=output, progress=report, **settings
             )
+            return found
 
-        path = record_path(output, BENCHMARK, experiment.common.name)
-        record = read_record(path, BENCHMARK) if show else _last(records)
-    _show_experiment(record, path, tables, draw)
+        path = record_path(output, benchmark, experiment.common.name)
+        record = read_record(path, benchmark) if show else _last(records)
+    _show_experiment(record, path, parts["tables"].tables, parts["charts"].draw)
 
 
 def _last(records: Callable[[Progress], Iterator[dict[str, Any]]]) -> dict[str, Any]:

@@ -155,6 +155,17 @@ def common_part(path: Path, table: Mapping[str, Any]) -> CommonPart:
     )
 
 
+def check_own(settings: LlmzipSettings) -> None:
+    """Return when settings are an experiment's to choose.
+
+    Raises:
+        ExperimentError: they are those of a run.
+    """
+    for name in ("model", "threads"):
+        if getattr(settings, name) is not None:
+            raise ExperimentError(f"{name} in llmzip is not the experiment's to choose")
+
+
 def named_records(record: type[_Record], what: str, entries: Any) -> tuple[_Record, ...]:
     """Return the records of an array of tables, each with a name of its own.
 

@@ -36,6 +36,7 @@ from benchmarks.experiment_file import (
     CommonPart,
     ExperimentError,
     check_keys,
+    check_own,
     common_part,
     named_records,
     read_table,
@@ -100,9 +101,7 @@ def read_experiment(path: Path) -> Experiment:
     try:
         check_keys(table, ("title", "text", "predictor"), ("llmzip",))
         common = common_part(path, table)
-        for name in ("model", "threads"):
-            if getattr(common.llmzip, name) is not None:
-                raise ExperimentError(f"{name} in llmzip is not the experiment's to choose")
+        check_own(common.llmzip)
         return Experiment(
             common=common,
             here=path.resolve().parent,

@@ -36,6 +36,7 @@ from benchmarks.experiment_file import (
     CommonPart,
     ExperimentError,
     check_keys,
+    check_own,
     common_part,
     named_records,
     read_table,
@@ -201,17 +202,6 @@ def name_of(case: Mapping[str, Any]) -> str:
     """Return what a case is called in messages."""
     settings = [f"{name} {value}" for name, value in case["settings"].items()]
     return ", ".join([f"{case['text']}[:{case['bytes']}]", *settings])
-
-
-def check_own(settings: LlmzipSettings) -> None:
-    """Return when settings are an experiment's to choose.
-
-    Raises:
-        ExperimentError: they are those of a run.
-    """
-    for name in ("model", "threads"):
-        if getattr(settings, name) is not None:
-            raise ExperimentError(f"{name} in llmzip is not the experiment's to choose")
 
 
 def _given(settings: LlmzipSettings) -> dict[str, Any]:
