@@ -151,7 +151,7 @@ KNOWN_MODELS: tuple[KnownModel, ...] = (
     ),
     KnownModel(
         name="gemma-3-270m",
-        aliases=("gemma",),
+        aliases=(),
         description="Gemma 3 270M as it was published, 4- to 8-bit weights, 140 languages",
         licence="gemma",
         origin=_GEMMA_3_270M,
