@@ -138,7 +138,7 @@ KNOWN_MODELS: tuple[KnownModel, ...] = (
         origin=_SMOLLM2_135M_INSTRUCT,
         adapter="smollm2-135m-text.safetensors",
         local_heads=_SMOLLM2_135M_LOCAL_HEADS,
-        fingerprint="d71cbb64016a82450238ae5ba11e233d1df38b23eee22e9cb75dbab762007e77",
+        fingerprint="75a4adb931c060c3e32cebc0a6ecd58f0c4d30c6d1f2ec90ec9cad2aa3668bde",
     ),
     KnownModel(
         name="smollm2-135m-instruct",
