@@ -5,6 +5,7 @@
         names.json               names that the user gave them
         float_models.json        folders of the models that the float engine reads
         downloads/               files the user brought by hand
+        compiled-<hash>/         compiled code, where the program's own folder is not to be written
         scratch/                 work in progress; what lies there while nobody holds the
                                  lock was left by a killed process
         lock                     held by whoever changes anything of this
