@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,8 @@ SOURCES = (
 )  # fmt: skip
 """Files and folders of this package that compiled functions come from, with their constants."""
 
+_cache_dir_lock = threading.Lock()  # modules may be imported in several threads
+
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """A decorator: compile the function when it is first called, or load it from an earlier run.
@@ -35,12 +38,13 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        before = config.CACHE_DIR
-        config.CACHE_DIR = str(_cache_folder())  # numba reads it here and never again
-        try:
-            return njit(nogil=True, cache=True, error_model="numpy", **options)(function)
-        finally:
-            config.CACHE_DIR = before
+        with _cache_dir_lock:
+            before = config.CACHE_DIR
+            config.CACHE_DIR = str(_cache_folder())  # numba reads it here and never again
+            try:
+                return njit(nogil=True, cache=True, error_model="numpy", **options)(function)
+            finally:
+                config.CACHE_DIR = before
 
     return decorate
 
