@@ -1,7 +1,8 @@
 """The README's tables of results, made from records.
 
 Records of `files` and `stepwise` give one table of sizes together, of whatever files and programs
-they have, and those of `stepwise`, which are timed with nothing else running, one of speeds.
+they have, one of the files that other models than the default compressed too, and those of
+`stepwise`, which are timed with nothing else running, one of speeds.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from benchmarks.predictors.tables import excerpt
-from benchmarks.table import NOTHING, markdown
+from benchmarks.table import NOTHING, change, markdown
 
 Record: TypeAlias = Mapping[str, Any]
+_Setting: TypeAlias = tuple[str | None, int | None]  # model and level, None: the default
 
 _OWN = "llmzip"
 
@@ -52,34 +54,70 @@ def update_readme(readme: Path, record_paths: Sequence[Path]) -> None:
 
 
 def results_text(records: Sequence[Record]) -> str:
-    """Records as Markdown: conditions and sizes, then speeds if any was measured.
+    """Records as Markdown: conditions and sizes, then the models and speeds that were compared.
 
     Of a file that two records have, the later record's results count.
     """
     sizes: dict[str, int] = {}
     found: dict[str, dict[str, Record]] = {}
     levels: dict[str, str] = {}
+    models: dict[str, dict[_Setting, Record]] = {}
     names_of = _names(records)
     for record in records:
         known = {entry["file"]: names_of[entry["sha256"]] for entry in record["inputs"]}
+        own = record["config"]["llmzip"]
         sizes |= {known[entry["file"]]: entry["bytes"] for entry in record["inputs"]}
         for result in record["results"]:
-            name = known[result["file"]]
-            found.setdefault(name, {})[result["program"]] = result
-            if result["program"] == _OWN:
-                level = record["config"]["llmzip"]["level"]
-                levels[name] = "" if level is None else f" (level {level})"
+            name, program = known[result["file"]], result["program"]
+            if program == _OWN:
+                models.setdefault(name, {})[own.get("model"), own["level"]] = result
+                if own.get("model") is not None:
+                    continue
+                levels[name] = _level(own["level"])
+            found.setdefault(name, {})[program] = result
     names = dict.fromkeys(program for results in found.values() for program in results)
     programs = sorted(names, key=lambda program: program != _OWN)  # the rest in their order
     rows = [["file", "bytes", *programs]]
-    for name in sorted(sizes, key=lambda name: (sizes[name], name)):
+    in_order = sorted(sizes, key=lambda name: (sizes[name], name))
+    for name in in_order:
         cells = [_bpb(found.get(name, {}).get(program)) for program in programs]
         rows.append([f"{name}{levels.get(name, '')}", f"{sizes[name]:,}", *cells])
     blocks = [_conditions(records), markdown(rows)]
+    blocks += _models({name: models[name] for name in in_order if name in models})
     speeds = [record for record in records if record["benchmark"] == "stepwise"]
     if speeds:
         blocks.append(_speeds(speeds))
     return "\n\n".join(blocks)
+
+
+def _level(level: int | None) -> str:
+    return "" if level is None else f" (level {level})"
+
+
+def _models(results: Mapping[str, Mapping[_Setting, Record]]) -> list[str]:
+    """What other models make of the files, beside the default at the same level."""
+    others = dict.fromkeys(
+        model for by_setting in results.values() for model, _ in by_setting if model is not None
+    )
+    headings = (heading for model in others for heading in (f"`{model}`", "default against it"))
+    rows = [["file", "default", *headings]]
+    for name, by_setting in results.items():
+        for level in dict.fromkeys(level for model, level in by_setting if model is not None):
+            default = by_setting.get((None, level))
+            if default is None or not default["verified"]:
+                continue
+            cells = []
+            for model in others:
+                result = by_setting.get((model, level))
+                if result is None or not result["verified"]:
+                    cells += [NOTHING, NOTHING]
+                else:
+                    written = result["compressed_bytes"]
+                    cells += [f"{written:,}", change(default["compressed_bytes"], written)]
+            rows.append([f"{name}{_level(level)}", f"{default['compressed_bytes']:,}", *cells])
+    if len(rows) == 1:
+        return []
+    return [f"Archive bytes with other models.\n\n{markdown(rows)}"]
 
 
 def _names(records: Sequence[Record]) -> dict[str, str]:

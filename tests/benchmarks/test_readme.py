@@ -13,13 +13,15 @@ from benchmarks import readme
 HASHES = {"folder/c": "c", "other/b": "another b"}
 
 
-def record(benchmark: str, level: int | None, *results: dict[str, Any]) -> dict[str, Any]:
+def record(
+    benchmark: str, level: int | None, *results: dict[str, Any], model: str | None = None
+) -> dict[str, Any]:
     return {
         "benchmark": benchmark,
         "date": "2026-11-22T10:00:00+00:00" if level is None else "2026-11-23T10:00:00+00:00",
         "git": {"commit": "abcdef0123" if level is None else "0123456789"},
         "hardware": {"cpu": "A processor", "cores": 2},
-        "config": {"llmzip": {"level": level}},
+        "config": {"llmzip": {"level": level, "model": model}},
         "inputs": [
             {"file": name, "bytes": 2000, "sha256": HASHES.get(name, name)}
             for name in {r["file"] for r in results}
@@ -32,6 +34,7 @@ def result(file: str, program: str, bpb: float, *, verified: bool = True) -> dic
     usage = {"wall_s": 2.0, "bytes_per_s": 1234.0, "peak_bytes": 750_000_000}
     return {
         "file": file, "program": program, "bpb": bpb, "verified": verified,
+        "compressed_bytes": round(250 * bpb),
         "compress": usage, "decompress": usage,
     }  # fmt: skip
 
@@ -71,6 +74,28 @@ def test_files_of_the_same_name_keep_their_folders() -> None:
     lines = readme.results_text([FILES, other]).splitlines()
     assert [line.split(" | ")[0] for line in lines[4:]] == ["| b", "| c", "| other/b"]
     assert lines[6] == "| other/b | 2,000 | 2.000 | - |"
+
+
+def test_other_models_have_a_table_of_their_own() -> None:
+    untuned = record(
+        "files", None, result("b", "llmzip", 1.25), result("c", "llmzip", 1.0), model="untuned"
+    )
+    large = record("files", 1, result("folder/c", "llmzip", 1.2), model="large")
+    text = readme.results_text([FILES, FASTER, untuned, large])
+    lines = text.splitlines()
+    assert lines[4:6] == ["| b | 2,000 | 1.000 | 3.000 |", "| c (level 1) | 2,000 | 1.500 | - |"]
+    assert lines[7:] == [
+        "Archive bytes with other models.",
+        "",
+        "| file | default | `untuned` | default against it | `large` | default against it |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| b | 250 | 312 | -19.87 % | - | - |",
+        "| c | 2,250 | 250 | +800.00 % | - | - |",
+        "| c (level 1) | 375 | - | - | 300 | +25.00 % |",
+    ]
+    failed = record("files", None, result("b", "llmzip", 0.0, verified=False), model="untuned")
+    assert "| b | 250 | - | - |" in readme.results_text([FILES, failed])
+    assert "other models" not in readme.results_text([FILES, large])
 
 
 def test_without_speeds_there_is_no_table_of_them() -> None:
