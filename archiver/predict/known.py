@@ -138,7 +138,7 @@ KNOWN_MODELS: tuple[KnownModel, ...] = (
         origin=_SMOLLM2_135M_INSTRUCT,
         adapter="smollm2-135m-text.safetensors",
         local_heads=_SMOLLM2_135M_LOCAL_HEADS,
-        fingerprint="75a4adb931c060c3e32cebc0a6ecd58f0c4d30c6d1f2ec90ec9cad2aa3668bde",
+        fingerprint="44bba5aed2eb80fc01204396ff6a508a7b7e2c02143f775b05939305788d7f28",
     ),
     KnownModel(
         name="smollm2-135m-instruct",
