@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -47,6 +46,7 @@ from archiver.options import (
     EXACT,
     CompressOptions,
 )
+from archiver.signals import Killed, raise_when_killed
 
 if TYPE_CHECKING:
     from archiver.container import MachineSection, PredictorSection
@@ -439,20 +439,9 @@ def _engine_line(predictor: PredictorSection, machine: MachineSection | None) ->
 # --- the process ------------------------------------------------------------------------------
 
 
-class _Killed(BaseException):
-    """A signal asked the process to end; files in the making are removed on its way out."""
-
-
-def _raise_killed(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise _Killed(number)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_DFL:
-            signal.signal(getattr(signal, name), _raise_killed)
+    raise_when_killed()
     try:
         exit_code = commands.main(arguments, prog_name="llmzip", standalone_mode=False) or 0
     except click.ClickException as error:
@@ -461,8 +450,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("llmzip: interrupted", err=True)
         exit_code = INTERRUPTED
-    except _Killed as killed:
-        exit_code = 128 + int(killed.args[0])
+    except Killed as killed:
+        exit_code = killed.exit_code
     sys.exit(exit_code)
 
 

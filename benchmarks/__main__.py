@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from tqdm import tqdm
 
+from archiver.signals import Killed, raise_when_killed
 from benchmarks.environment import BUSY_CORES_MAX, REPOSITORY
 from benchmarks.inputs import InputsError, collect
 from benchmarks.records import InputFile, LlmzipSettings, write_json
@@ -478,4 +479,8 @@ def _record_path(folder: Path, benchmark: str) -> Path:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m benchmarks")
+    raise_when_killed()  # so that the process that codes a file ends, too
+    try:
+        main(prog_name="python -m benchmarks")
+    except Killed as killed:
+        sys.exit(killed.exit_code)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks.competitors import COMPETITORS, Competitor
+from benchmarks.environment import REPOSITORY
 from benchmarks.inputs import read_input
 from benchmarks.records import Failed, InputFile, LlmzipSettings, Measured
 from benchmarks.runner import JobError, code_file, run_job
@@ -71,6 +77,45 @@ def test_an_earlier_archive_is_not_taken_for_a_new_one(text: InputFile, tmp_path
 def test_a_job_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="ModuleNotFoundError"):
         run_job("benchmarks.nothing:at_all", {}, tmp_path)
+
+
+_RUN_A_JOB = """
+import sys
+from pathlib import Path
+from archiver.signals import Killed, raise_when_killed
+from benchmarks.runner import run_job, temporary_folder
+raise_when_killed()
+try:
+    with temporary_folder() as folder:
+        run_job("tests.benchmarks.fakes:tell_and_wait", {"file": sys.argv[1]}, Path(folder))
+except Killed as killed:
+    sys.exit(killed.exit_code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)]
+)
+def test_a_job_ends_with_the_benchmark(
+    number: signal.Signals, exit_code: int, tmp_path: Path
+) -> None:
+    told = tmp_path / "pid"
+    folders = tmp_path / "folders"
+    folders.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", _RUN_A_JOB, told],
+        cwd=REPOSITORY, env={**os.environ, "TMPDIR": str(folders)}, stderr=subprocess.DEVNULL,
+    ) as benchmark:  # fmt: skip
+        deadline_s = time.monotonic() + 60
+        while not (told.is_file() and told.read_text(encoding="ascii").endswith("\n")):
+            assert benchmark.poll() is None
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        benchmark.send_signal(number)
+        assert benchmark.wait(60) == exit_code
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(told.read_text(encoding="ascii")), 0)
+    assert not any(folders.iterdir())
 
 
 @pytest.mark.parametrize(
