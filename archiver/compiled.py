@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from llvmlite.binding import get_host_cpu_name
 from numba import config, njit
 
 _PACKAGE = Path(__file__).parent
@@ -61,6 +62,23 @@ def _cache_folder() -> Path:
     from archiver.predict.home import home_folder
 
     return home_folder() / name
+
+
+def is_complete() -> bool:
+    """Return whether `set_complete` was called for these sources and this kind of processor."""
+    return _complete_mark().is_file()
+
+
+def set_complete() -> None:
+    """Note that whatever is usually needed has been compiled."""
+    mark = _complete_mark()
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
+def _complete_mark() -> Path:
+    # numba compiles for the processor that it runs on, and again for another.
+    return _cache_folder() / f"complete-{get_host_cpu_name()}"
 
 
 def _sources_hash() -> str:

@@ -73,6 +73,7 @@ def codec_for_writing(
         MissingLibraryError: the float engine's library is not installed.
     """
     from archiver import codec
+    from archiver.codec.first_use import compile_all
     from archiver.predict import registry
     from archiver.steering.choice import choose
 
@@ -83,6 +84,7 @@ def codec_for_writing(
         header = codec.header_for(model, options)
         return _opened(header, model, options.threads, options.chunking, options.device), header
     package = registry.resolve(options.model, progress=model_progress)
+    compile_all(package, model_progress)
     header = codec.header_for(package, options)
     plain = _opened(header, package, options.threads, options.chunking, options.device)
     section, prompt = choose(options, package, plain, sample, model_progress)
@@ -140,6 +142,7 @@ def codec_for_reading(
         DamagedArchiveError, LimitExceededError: the steering section is malformed.
         MachineMismatchError: the archive is tied to another machine.
     """
+    from archiver.codec.first_use import compile_all
     from archiver.predict import registry
 
     assert header.predictor is not None
@@ -150,6 +153,7 @@ def codec_for_reading(
         return _opened(header, model, threads, LEVELS[DEFAULT_LEVEL].chunking, device)
     fingerprint = header.predictor.package_fingerprint
     package = registry.resolve_fingerprint(fingerprint, progress=model_progress)
+    compile_all(package, model_progress)
     chunking = LEVELS[DEFAULT_LEVEL].chunking
     plain = _opened(replace(header, steering=None), package, threads, chunking, device)
     if header.steering is None:

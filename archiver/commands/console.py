@@ -144,8 +144,9 @@ class _StageBars:
             self.close()
             self._stage = stage
             self._bar = tqdm(
-                desc=f"model: {stage}", total=total or None, unit="B", unit_scale=True, leave=False
-            )
+                desc=f"model: {stage}", total=total or None, unit="B", unit_scale=True, leave=False,
+                bar_format=None if total else "{desc}",
+            )  # fmt: skip
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:

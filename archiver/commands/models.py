@@ -81,6 +81,7 @@ def model_pull(name: str, given_name: str | None, quiet: bool, verbose: int) -> 
     hf:OWNER/NAME, or hf:OWNER/NAME@REVISION, fetches a repository of the Hugging Face Hub:
     safetensors only, never pickle or code. HF_TOKEN is honoured.
     """
+    from archiver.codec.first_use import compile_all
     from archiver.predict import hub, registry
 
     reporter = Reporter(quiet=quiet, verbose=verbose)
@@ -92,6 +93,7 @@ def model_pull(name: str, given_name: str | None, quiet: bool, verbose: int) -> 
             raise UsageError(f"{name!r} is not of the hub, and has its name already")
         else:
             package = registry.pull(name, stages)
+        compile_all(package, stages)
     reporter.say(f"{name}: ready, fingerprint {package.fingerprint[:16]}")
 
 

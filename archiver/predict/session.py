@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archiver.predict.engine_base import STREAM_TOKENS_MAX
-from archiver.predict.kernels import attention, families, layers
+from archiver.predict.kernels import attention, families, layers, tiled_attention
 from archiver.predict.kernels.memory import aligned_empty, aligned_zeros
 from archiver.predict.kernels.tiles import ROW_SHAPES, TILE_BYTES
 from archiver.types import Float32Array, Int8Array, Int32Array, UInt8Array
@@ -135,7 +135,7 @@ class Session:
         self.position = 0
         # Blocks of consecutive rows go through tile registers, where there are any.
         tiled = steps >= 8 and engine.head_dim % TILE_BYTES == 0 and engine.backend.tiled
-        unit = attention.TILED_POSITIONS if tiled else 16
+        unit = tiled_attention.TILED_POSITIONS if tiled else 16
         rings = engine.cache_slots(streams=streams, tokens=tokens, steps=steps, unit=unit)
         self.slots = np.zeros((len(engine.layers), engine.kv_heads + 1), np.int32)
         np.cumsum(rings, axis=1, out=self.slots[:, 1:])
@@ -146,12 +146,12 @@ class Session:
         window = min(positions, engine.window)
         group = engine.heads // engine.kv_heads
         if tiled:
-            rows, queries = attention.TILED_ROWS, attention.TILED_ROWS
-            items = attention.tiled_items(window, engine.sinks)
+            rows, queries = tiled_attention.TILED_ROWS, tiled_attention.TILED_ROWS
+            items = tiled_attention.tiled_items(window, engine.sinks)
         else:
             rows, queries = attention.TOGETHER * group, group
             items = attention.visible_items(window, engine.sinks)
-        self._attend = attention.attend_by_tiles if tiled else attention.attend
+        self._attend = tiled_attention.attend_by_tiles if tiled else attention.attend
         self.scratch: tuple[Any, ...] = (
             aligned_zeros((rows, items), np.int32),
             aligned_zeros((2, items), np.float32),

@@ -126,12 +126,12 @@ def _kernels_timed(clock: StageClock, backend: type[Product]) -> Iterator[None]:
     """Within, the time of every kernel adds to its stage."""
     from archiver.codec import frame, symbols
     from archiver.predict import team
-    from archiver.predict.kernels import attention, head, layers
+    from archiver.predict.kernels import attention, head, layers, tiled_attention
 
     places: list[tuple[Any, str, str]] = [
         (backend, "__call__", "matrix products"),
         (attention, "attend", "attention"),
-        (attention, "attend_by_tiles", "attention"),
+        (tiled_attention, "attend_by_tiles", "attention"),
         (head, "path_probabilities", "head: weights and prefix sums"),
         (team, "weigh_vocabulary", "head: weights and prefix sums"),
         (symbols, "encode_symbols", "mixer and coder"),

@@ -261,6 +261,7 @@ def listing(**changes: Any) -> SimpleNamespace:
 
 
 def test_model_commands(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from archiver.codec import first_use
     from archiver.predict import registry
 
     calls: list[tuple[Any, ...]] = []
@@ -273,7 +274,9 @@ def test_model_commands(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(registry, "list_packages", lambda: [listing(), listing(name="b")])
     monkeypatch.setattr(registry, "show", lambda name: listing(name=name))
+    ready: list[SimpleNamespace] = []
     monkeypatch.setattr(registry, "pull", pull)
+    monkeypatch.setattr(first_use, "compile_all", lambda given, report: ready.append(given))
     monkeypatch.setattr(registry, "add", lambda *given, **options: calls.append(given) or package)
     monkeypatch.setattr(registry, "remove", lambda *given: calls.append(given))
     assert run("model", "list").stdout.splitlines()[0].split()[:3] == ["*", "toy", "ab" * 8]
@@ -283,6 +286,7 @@ def test_model_commands(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     pulled = run("model", "pull", "toy")
     assert pulled.exit_code == 0
     assert pulled.stderr.count("downloading") == 1
+    assert ready == [package]
     assert "toy: ready, fingerprint cdcdcdcdcdcdcdcd" in pulled.stderr
     assert run("model", "add", "some/path", "--name", "mine").exit_code == 0
     assert calls[0][:2] == ("some/path", "mine")

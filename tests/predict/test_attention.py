@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from archiver.predict.kernels import attention
+from archiver.predict.kernels import attention, tiled_attention
 from archiver.predict.kernels.memory import aligned_zeros
 from archiver.predict.kernels.tiles import ROW_SHAPES, has_tile_registers
 from tests.reference.numbers import exp2, rounded
@@ -90,12 +90,12 @@ def test_attention(heads: int, kv_heads: int, head_dim: int, steps: int, first: 
     )  # fmt: skip
     results = [out]
     if has_tile_registers() and head_dim % 64 == 0:
-        items = attention.tiled_items(50, sinks)
+        items = tiled_attention.tiled_items(50, sinks)
         results.append(np.zeros_like(out))
-        attention.attend_by_tiles(
-            *inputs, aligned_zeros((attention.TILED_ROWS, items), np.int32),
+        tiled_attention.attend_by_tiles(
+            *inputs, aligned_zeros((tiled_attention.TILED_ROWS, items), np.int32),
             aligned_zeros((2, items), np.float32),
-            aligned_zeros((2, attention.TILED_ROWS, items), np.uint8), ROW_SHAPES, results[1],
+            aligned_zeros((2, tiled_attention.TILED_ROWS, items), np.uint8), ROW_SHAPES, results[1],
         )  # fmt: skip
 
     for row in range(rows):
