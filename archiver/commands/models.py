@@ -10,7 +10,8 @@ import click
 
 from archiver.commands.arguments import reporting_options
 from archiver.commands.console import Reporter
-from archiver.commands.workshop import export, heal, localize, prune, quantize, tune
+from archiver.commands.workshop import export, localize, prune, quantize
+from archiver.commands.workshop_training import heal, tune
 from archiver.errors import UsageError
 from archiver.options import DEFAULT_MODEL, ENGINES, EXACT, FLOAT
 

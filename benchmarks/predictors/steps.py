@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-from archiver.commands.workshop import heal, localize, prune, quantize, tune
+from archiver.commands.workshop import localize, prune, quantize
+from archiver.commands.workshop_training import heal, tune
 from benchmarks.experiment_file import ExperimentError
 from benchmarks.inputs import sha256_of
 
