@@ -6,7 +6,6 @@ import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +34,7 @@ from archiver.predict.package import (
 from archiver.types import LocalHeads
 
 if TYPE_CHECKING:
+    from archiver.predict.making import Changes
     from archiver.predict.sources import SourceModel
 
 _FINGERPRINT_PREFIX = re.compile(r"[0-9a-f]{8,64}")
@@ -156,6 +156,9 @@ def pull(name: str, progress: home.Progress | None = None) -> ModelPackage:
         ModelUnavailableError: the package index cannot be reached.
         ModelMismatchError: the conversion gave another package than the registry pins.
     """
+    from archiver.predict.making import make_package
+    from archiver.predict.sources import read_source
+
     progress = progress or home.no_progress
     known = _known(name)
     if known is None:
@@ -172,15 +175,14 @@ def pull(name: str, progress: home.Progress | None = None) -> ModelPackage:
                 pass  # absent or damaged: made anew below
         with home.scratch_folder() as scratch:
             file = fetch_file(known.origin, scratch, progress)
-            package = _convert(
-                file,
+            package = make_package(
+                read_source(file),
+                step=f"converted from {file.name} (SHA-256 {known.origin.member_sha256})",
                 name=known.name,
                 licence=known.licence,
-                note=f"SHA-256 {known.origin.member_sha256}",
+                changes=_changes_of(known),
                 required_fingerprint=known.fingerprint,
-                local_heads=known.local_heads,
                 progress=progress,
-                adapter=known.adapter_path,
             )
         write_names(read_names() | {known.name: package.fingerprint})
     return package
@@ -209,14 +211,17 @@ def add(
         ModelError, MissingLibraryError: it cannot be fetched from the hub.
         UsageError: the name is not possible, or taken by another model.
     """
+    from archiver.predict.making import Changes, make_package
+    from archiver.predict.sources import read_source
+
     progress = progress or home.no_progress
     source = Path(path)
-    changed_by = None if adapter is None else Path(adapter)
+    changes = Changes(adapter=None if adapter is None else Path(adapter), local_heads=local_heads)
     if name is not None:
         _refuse_known(checked_name(name))
     with home.home_locked(progress):
         if is_hub_address(path):
-            package = _add_from_hub(str(path), name, changed_by, local_heads, progress)
+            package = _add_from_hub(str(path), name, changes, progress)
             name = name or package.name
         elif (source / MANIFEST_FILE).is_file():
             if adapter is not None:
@@ -233,10 +238,9 @@ def add(
                 progress=progress,
             )
         else:
-            package = _convert(
-                source, name=name, licence=None, note="", required_fingerprint=None,
-                local_heads=local_heads, progress=progress,
-                adapter=changed_by,
+            package = make_package(
+                read_source(source), step=f"converted from {source.name}", name=name,
+                changes=changes, progress=progress,
             )  # fmt: skip
             name = name or package.name
         _give_name(name, package)
@@ -244,21 +248,16 @@ def add(
 
 
 def _add_from_hub(
-    path: str,
-    name: str | None,
-    adapter: Path | None,
-    local_heads: LocalHeads | None,
-    progress: home.Progress,
+    path: str, name: str | None, changes: Changes, progress: home.Progress
 ) -> ModelPackage:
     """Return the stored package of a model of the hub.  Only for holders of the lock."""
+    from archiver.predict.making import make_package
+
     address = HubAddress.parse(path)
     with home.scratch_folder() as scratch:
         found = fetch_hub_model(address, scratch, progress)
-        return _finish(
-            found.source, f"converted from {address} (commit {found.commit})",
-            name=name, licence=None, required_fingerprint=None, local_heads=local_heads,
-            progress=progress, adapter=adapter,
-        )  # fmt: skip
+        step = f"converted from {address} (commit {found.commit})"
+        return make_package(found.source, step=step, name=name, changes=changes, progress=progress)
 
 
 def add_source(
@@ -270,13 +269,12 @@ def add_source(
         InvalidModelError: the weights are refused.
         UsageError: the name is not possible, or taken by another model.
     """
+    from archiver.predict.making import make_package
+
     progress = progress or home.no_progress
     _refuse_known(checked_name(name))
     with home.home_locked(progress):
-        package = _store(
-            model, name=name, licence=model.licence, history=model.history,
-            required_fingerprint=None, progress=progress,
-        )  # fmt: skip
+        package = make_package(model, name=name, progress=progress)
         _give_name(name, package)
     return package
 
@@ -323,10 +321,8 @@ def read_known_source(name: str, progress: home.Progress) -> SourceModel | None:
     if known is None:
         return None
     with home.home_locked(progress), home.scratch_folder() as scratch:
-        source = read_source(fetch_file(known.origin, scratch, progress))
-        if known.adapter_path is not None:
-            source = _adapted(source, known.adapter_path)
-        source = _marked(source, known.local_heads)
+        file = fetch_file(known.origin, scratch, progress)
+        source = _changes_of(known).applied_to(read_source(file))
         # The file is gone after this, and the tensors of a source are read when asked for.
         held = {key: source.tensors[key] for key in source.tensors}
     return dataclasses.replace(source, tensors=held, name=known.name)
@@ -357,102 +353,17 @@ def remove(name: str) -> None:
         )
 
 
-def _convert(
-    source: Path,
-    *,
-    name: str | None,
-    licence: str | None,
-    note: str,
-    required_fingerprint: str | None,
-    local_heads: LocalHeads | None,
-    progress: home.Progress,
-    adapter: Path | None = None,
-) -> ModelPackage:
-    """Return the stored package of a published model, changed by an adapter where there is one."""
-    from archiver.predict.sources import read_source
-
-    return _finish(
-        read_source(source), f"converted from {source.name}" + (f" ({note})" if note else ""),
-        name=name, licence=licence, required_fingerprint=required_fingerprint,
-        local_heads=local_heads, progress=progress, adapter=adapter,
-    )  # fmt: skip
-
-
-def _finish(
-    model: SourceModel,
-    step: str,
-    *,
-    name: str | None,
-    licence: str | None,
-    required_fingerprint: str | None,
-    local_heads: LocalHeads | None,
-    progress: home.Progress,
-    adapter: Path | None,
-) -> ModelPackage:
-    """Return the stored package of weights, changed by an adapter where there is one.
-
-    Args:
-        step: what the package's history says of this.
-    """
-    if adapter is not None:
-        model = _adapted(model, adapter)
-    return _store(
-        _marked(model, local_heads),
-        name=name or name_from(model.name),
-        licence=model.licence if licence is None else licence,
-        history=(*model.history, step),
-        required_fingerprint=required_fingerprint,
-        progress=progress,
-    )
-
-
-def _adapted(model: SourceModel, path: Path) -> SourceModel:
-    """Return the weights changed by the adapter in a file."""
-    from archiver.predict.adapter import apply_adapter, read_adapter
-
-    return apply_adapter(model, read_adapter(path))
-
-
-def _marked(model: SourceModel, local_heads: LocalHeads | None) -> SourceModel:
-    """Return the model with these local heads; as it is, where nothing is said of them."""
-    if local_heads is None:
-        return model
-    return dataclasses.replace(
-        model, config=dataclasses.replace(model.config, local_heads=local_heads)
-    )
-
-
-def _store(
-    model: SourceModel,
-    *,
-    name: str,
-    licence: str,
-    history: Sequence[str],
-    required_fingerprint: str | None,
-    progress: home.Progress,
-) -> ModelPackage:
-    """Return the stored package of some weights."""
-    from archiver.predict.convert import convert
-
-    progress("converting", 0, model.config.layers)
-    arrays, config = convert(model, progress)
-    return store_package(
-        arrays,
-        config,
-        model.tokenizer_json,
-        name=name,
-        licence=licence,
-        history=history,
-        required_fingerprint=required_fingerprint,
-        progress=progress,
-    )
-
-
 def _known(name: str) -> KnownModel | None:
     for known in KNOWN_MODELS:
         if name == known.name or name in known.aliases:
             return known
     return None
+
+
+def _changes_of(known: KnownModel) -> Changes:
+    from archiver.predict.making import Changes
+
+    return Changes(adapter=known.adapter_path, local_heads=known.local_heads)
 
 
 def _refuse_known(name: str) -> None:
