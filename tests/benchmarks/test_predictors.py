@@ -114,14 +114,13 @@ def test_the_experiment_of_the_repository() -> None:
         "int8", "q4_1", "nf4", "gptq-4", "gptq-3", "gptq-2", "rtn-4", "rtn-2", "magnitude-20",
         *(f"minus-{n}-by-{how}" for n in (2, 4, 8) for how in ("distance", "bits")),
         *(f"healed-{what}-{by}" for what in ("lora", "all") for by in ("adamw", "muon")),
-        "healed-gptq-4", "tuned",
+        "healed-gptq-4",
     }  # fmt: skip
-    assert set(by_name) == asked
+    beyond = {"tuned", "tuned-minus-4-by-bits", "tuned-healed-all-muon", "gemma"}
+    assert set(by_name) == asked | beyond
     assert not by_name["int8"].steps
-    assert {predictor.base for name, predictor in by_name.items() if name != "tuned"} == {
-        "smollm2-135m-instruct"
-    }
-    assert by_name["tuned"].base == "default"
+    assert {by_name[name].base for name in asked} == {"smollm2-135m-instruct"}
+    assert {by_name[name].base for name in beyond} == {"default", "gemma-3-270m"}
     healed = by_name["healed-gptq-4"]
     assert [step.command for step in healed.steps] == ["prune", "heal", "quantize"]
     assert {text.name for text in found.common.texts} == {"enwik6, middle", "alice29.txt"}
