@@ -101,6 +101,7 @@ def _models(results: Mapping[str, Mapping[_Setting, Record]]) -> list[str]:
     )
     headings = (heading for model in others for heading in (f"`{model}`", "default against it"))
     rows = [["file", "default", *headings]]
+    pairs: dict[str | None, list[tuple[int, int]]] = {model: [] for model in others}
     for name, by_setting in results.items():
         for level in dict.fromkeys(level for model, level in by_setting if model is not None):
             default = by_setting.get((None, level))
@@ -112,12 +113,23 @@ def _models(results: Mapping[str, Mapping[_Setting, Record]]) -> list[str]:
                 if result is None or not result["verified"]:
                     cells += [NOTHING, NOTHING]
                 else:
-                    written = result["compressed_bytes"]
-                    cells += [f"{written:,}", change(default["compressed_bytes"], written)]
+                    own_bytes, bytes_ = default["compressed_bytes"], result["compressed_bytes"]
+                    pairs[model].append((own_bytes, bytes_))
+                    cells += [f"{bytes_:,}", change(own_bytes, bytes_)]
             rows.append([f"{name}{_level(level)}", f"{default['compressed_bytes']:,}", *cells])
     if len(rows) == 1:
         return []
-    return [f"Archive bytes with other models.\n\n{markdown(rows)}"]
+    means = [_mean_change(f"`{model}`", pairs[model]) for model in others if pairs[model]]
+    return [f"Archive bytes with other models.\n\n{markdown(rows)}", " ".join(means)]
+
+
+def _mean_change(name: str, pairs: Sequence[tuple[int, int]]) -> str:
+    own, other = (sum(sizes) for sizes in zip(*pairs, strict=True))
+    mean = sum(own_bytes / bytes_ for own_bytes, bytes_ in pairs) / len(pairs)
+    return (
+        f"The default against {name}: {change(own, other)} of all bytes, {change(mean, 1)} in the "
+        f"mean of {len(pairs)} files."
+    )
 
 
 def _names(records: Sequence[Record]) -> dict[str, str]:
