@@ -33,10 +33,12 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return SimpleNamespace(fingerprint=f"{name}", fingerprint_bytes=b"")
 
     codec = SimpleNamespace(open_codec=open_codec, header_for=header_for)
+    first_use = SimpleNamespace(compile_all=lambda package, report: None)
     registry = SimpleNamespace(resolve=resolve, resolve_fingerprint=resolve)
     import archiver.predict
 
     monkeypatch.setitem(sys.modules, "archiver.codec", codec)
+    monkeypatch.setitem(sys.modules, "archiver.codec.first_use", first_use)
     monkeypatch.setattr(archiver, "codec", codec, raising=False)
     monkeypatch.setitem(sys.modules, "archiver.predict.registry", registry)
     monkeypatch.setattr(archiver.predict, "registry", registry, raising=False)
