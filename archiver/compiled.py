@@ -64,21 +64,25 @@ def _cache_folder() -> Path:
     return home_folder() / name
 
 
-def is_complete() -> bool:
-    """Return whether `set_complete` was called for these sources and this kind of processor."""
-    return _complete_mark().is_file()
+def is_complete(shapes: str) -> bool:
+    """Return whether `set_complete` was called for these sources and this kind of processor.
+
+    Args:
+        shapes: of the models, as part of a file's name: others need other functions.
+    """
+    return _complete_mark(shapes).is_file()
 
 
-def set_complete() -> None:
-    """Note that whatever is usually needed has been compiled."""
-    mark = _complete_mark()
+def set_complete(shapes: str) -> None:
+    """Note that whatever models of these shapes usually need has been compiled."""
+    mark = _complete_mark(shapes)
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.touch()
 
 
-def _complete_mark() -> Path:
+def _complete_mark(shapes: str) -> Path:
     # numba compiles for the processor that it runs on, and again for another.
-    return _cache_folder() / f"complete-{get_host_cpu_name()}"
+    return _cache_folder() / f"complete-{get_host_cpu_name()}-{shapes}"
 
 
 def _sources_hash() -> str:

@@ -84,7 +84,8 @@ def codec_for_writing(
         header = codec.header_for(model, options)
         return _opened(header, model, options.threads, options.chunking, options.device), header
     package = registry.resolve(options.model, progress=model_progress)
-    compile_all(package, model_progress)
+    if options.device == CPU:
+        compile_all(package, model_progress)
     header = codec.header_for(package, options)
     plain = _opened(header, package, options.threads, options.chunking, options.device)
     section, prompt = choose(options, package, plain, sample, model_progress)
@@ -153,7 +154,8 @@ def codec_for_reading(
         return _opened(header, model, threads, LEVELS[DEFAULT_LEVEL].chunking, device)
     fingerprint = header.predictor.package_fingerprint
     package = registry.resolve_fingerprint(fingerprint, progress=model_progress)
-    compile_all(package, model_progress)
+    if device == CPU:
+        compile_all(package, model_progress)
     chunking = LEVELS[DEFAULT_LEVEL].chunking
     plain = _opened(replace(header, steering=None), package, threads, chunking, device)
     if header.steering is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 from archiver import compiled
@@ -15,6 +16,8 @@ STAGE = "compiling for this machine, once; this takes a minute or two"
 # A thread with few streams and one with many use different kernels.
 _CHUNKINGS = (Chunking(tokens_min=1, streams=4), Chunking(tokens_min=1, streams=32))
 _THREADS = 2
+# What of a model decides which functions it needs.
+_SHAPES = ("architecture", "hidden", "heads", "kv_heads", "head_dim", "ffn")
 _SAMPLE = (
     b"It is a truth universally acknowledged, that a single man in possession of a good fortune, "
     b"must be in want of a wife. However little known the feelings or views of such a man may be "
@@ -28,16 +31,18 @@ _SAMPLE = (
 
 
 def compile_all(package: ModelPackage, report: Callable[[str, int, int], None] | None) -> None:
-    """What coding at default settings needs is compiled, and kept for the processes that follow.
+    """What models of these shapes need at default settings is compiled, and kept for later.
 
     Left to itself, each function is compiled where it is first called: a decoder would stand still
     for a minute in the middle of its work. Nothing happens where it has been done before.
 
     Args:
-        package: any model of the exact engine.
+        package: a model of the exact engine, to run on the processor.
         report: called with the stage, if there is something to do.
     """
-    if compiled.is_complete():
+    described = repr([package.config.get(name) for name in _SHAPES])
+    shapes = hashlib.sha256(described.encode()).hexdigest()[:16]
+    if compiled.is_complete(shapes):
         return
     if report is not None:
         report(STAGE, 0, 0)
@@ -46,4 +51,4 @@ def compile_all(package: ModelPackage, report: Callable[[str, int, int], None] |
         codec = open_codec(predictor, mixer, package=package, threads=_THREADS, chunking=chunking)
         decoded = codec.decode(codec.encode(_SAMPLE), len(_SAMPLE))
         assert decoded == _SAMPLE
-    compiled.set_complete()
+    compiled.set_complete(shapes)

@@ -55,7 +55,9 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
         return seconds
 
 
-def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+def option_group(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    """Return a decorator that gives a command all these options, in this order."""
+
     def decorate(command: _Command) -> _Command:
         for option in reversed(options):
             command = option(command)
@@ -65,7 +67,7 @@ def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _
 
 
 files_argument = click.argument("files", nargs=-1, metavar="[FILE]...")
-reporting_options = _options(
+reporting_options = option_group(
     click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors."),
     click.option("-v", "--verbose", count=True, help="Say more; twice for debugging."),
 )
@@ -100,7 +102,7 @@ def _choose_level(number: int) -> Callable[[click.Context, click.Parameter, bool
     return choose
 
 
-level_options = _options(
+level_options = option_group(
     *(
         click.option(
             f"-{number}", f"level_{number}", is_flag=True, expose_value=False,
@@ -110,7 +112,7 @@ level_options = _options(
         for number in LEVELS
     )
 )  # fmt: skip
-writing_options = _options(
+writing_options = option_group(
     click.option("-o", "--output", metavar="PATH", help="Write to PATH ('-': standard output)."),
     click.option("-c", "--stdout", "to_stdout", is_flag=True, help="Write to standard output."),
     click.option("-f", "--force", is_flag=True, help="Overwrite files; write to a terminal."),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from archiver.commands.arguments import reporting_options
+from archiver.commands.arguments import option_group, reporting_options
 from archiver.commands.console import Reporter
 from archiver.commands.workshop_options import Numbers, name_option, threads_option
 from archiver.errors import UsageError
@@ -19,30 +18,24 @@ if TYPE_CHECKING:
     from archiver.workshop.calibration import Calibration
 
 
-def _calibration_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of commands that look at a calibration text."""
-    for option in reversed(
-        (
-            click.option("--calibrate", type=click.Path(path_type=Path), metavar="FILE",
-                         help="Text to calibrate on [default: one of ours]."),
-            click.option("--windows", type=int, default=64, show_default=True,
-                         help="How many windows of it."),
-            click.option("--window-tokens", type=int, default=256, show_default=True,
-                         help="Their length."),
-            threads_option,
-        )
-    ):  # fmt: skip
-        command = option(command)
-    return command
+_calibration_options = option_group(
+    click.option("--calibrate", type=click.Path(path_type=Path), metavar="FILE",
+                 help="Text to calibrate on [default: one of ours]."),
+    click.option("--windows", type=int, default=64, show_default=True,
+                 help="How many windows of it."),
+    click.option("--window-tokens", type=int, default=256, show_default=True,
+                 help="Their length."),
+    threads_option,
+)  # fmt: skip
 
 
-def _output_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Where the result goes."""
-    command = name_option(command)
-    return click.option(
+_output_options = option_group(
+    click.option(
         "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FOLDER",
         help="Folder for the new weights; `model add` and every command here read it.",
-    )(command)  # fmt: skip
+    ),
+    name_option,
+)  # fmt: skip
 
 
 @click.command("prune")

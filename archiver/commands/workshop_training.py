@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from archiver.commands.arguments import reporting_options
+from archiver.commands.arguments import option_group, reporting_options
 from archiver.commands.console import Reporter
 from archiver.commands.workshop_options import Numbers, Words, name_option, threads_option
 from archiver.errors import UsageError
@@ -19,46 +18,40 @@ if TYPE_CHECKING:
     from archiver.workshop.tune import Run
 
 
-def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that tune and heal share."""
-    for option in reversed(
-        (
-            click.option("--steps", type=int, required=True, help="Optimizer steps in all."),
-            click.option("--batch-tokens", type=int, default=4096, show_default=True,
-                         help="Tokens of a step."),
-            click.option("--sequence", type=Numbers(), default="512,512,512,2048",
-                         show_default=True, help="Window lengths in tokens, taken in turn."),
-            click.option("--rank", type=int, default=16, show_default=True,
-                         help="Of the low-rank adapters; 0 trains all weights."),
-            click.option("--targets", type=Words(), default="qkv,o,gate_up,down,norms",
-                         show_default=True, help="What is trained."),
-            click.option("--train-layers", type=Numbers(), help="Blocks to train [default: all]."),
-            click.option("--optimizer", type=click.Choice(("adamw", "muon")), default="adamw",
-                         show_default=True),
-            click.option("--rate", type=float, default=5e-4, show_default=True,
-                         help="Highest learning rate."),
-            click.option("--warmup", type=int, default=20, show_default=True,
-                         help="Steps until that rate."),
-            click.option("--cooldown", type=int, metavar="STEPS",
-                         help="Over how many last steps the rate falls [default: all]."),
-            click.option("--decay", type=float, default=0.0, show_default=True,
-                         help="Weight decay."),
-            click.option("--seed", type=int, default=0, show_default=True),
-            click.option("--time-limit", type=float, metavar="SECONDS",
-                         help="Stop then; the same command goes on later."),
-            click.option("--save-every", type=float, default=300.0, show_default=True,
-                         metavar="SECONDS", help="Between checkpoints."),
-            click.option("--eval-every", type=int, default=100, show_default=True,
-                         metavar="STEPS", help="Between measurements on held-out text."),
-            click.option("--eval-windows", type=int, default=1, show_default=True,
-                         help="Held-out windows of each source."),
-            click.option("--eval-tokens", type=int, default=1024, show_default=True,
-                         help="Their length."),
-            threads_option,
-        )
-    ):  # fmt: skip
-        command = option(command)
-    return command
+_training_options = option_group(
+    click.option("--steps", type=int, required=True, help="Optimizer steps in all."),
+    click.option("--batch-tokens", type=int, default=4096, show_default=True,
+                 help="Tokens of a step."),
+    click.option("--sequence", type=Numbers(), default="512,512,512,2048",
+                 show_default=True, help="Window lengths in tokens, taken in turn."),
+    click.option("--rank", type=int, default=16, show_default=True,
+                 help="Of the low-rank adapters; 0 trains all weights."),
+    click.option("--targets", type=Words(), default="qkv,o,gate_up,down,norms",
+                 show_default=True, help="What is trained."),
+    click.option("--train-layers", type=Numbers(), help="Blocks to train [default: all]."),
+    click.option("--optimizer", type=click.Choice(("adamw", "muon")), default="adamw",
+                 show_default=True),
+    click.option("--rate", type=float, default=5e-4, show_default=True,
+                 help="Highest learning rate."),
+    click.option("--warmup", type=int, default=20, show_default=True,
+                 help="Steps until that rate."),
+    click.option("--cooldown", type=int, metavar="STEPS",
+                 help="Over how many last steps the rate falls [default: all]."),
+    click.option("--decay", type=float, default=0.0, show_default=True,
+                 help="Weight decay."),
+    click.option("--seed", type=int, default=0, show_default=True),
+    click.option("--time-limit", type=float, metavar="SECONDS",
+                 help="Stop then; the same command goes on later."),
+    click.option("--save-every", type=float, default=300.0, show_default=True,
+                 metavar="SECONDS", help="Between checkpoints."),
+    click.option("--eval-every", type=int, default=100, show_default=True,
+                 metavar="STEPS", help="Between measurements on held-out text."),
+    click.option("--eval-windows", type=int, default=1, show_default=True,
+                 help="Held-out windows of each source."),
+    click.option("--eval-tokens", type=int, default=1024, show_default=True,
+                 help="Their length."),
+    threads_option,
+)  # fmt: skip
 
 
 _text_options = click.option(
@@ -67,17 +60,17 @@ _text_options = click.option(
 )  # fmt: skip
 
 
-def _finish_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What becomes of a run."""
-    command = name_option(command)
-    command = click.option(
-        "--adapter-bytes", type=int, default=3_000_000, show_default=True,
-        help="Largest size of the adapter file.",
-    )(command)  # fmt: skip
-    return click.option(
+_finish_options = option_group(
+    click.option(
         "--finish", is_flag=True,
         help="Train no further: make the result of the last checkpoint.",
-    )(command)  # fmt: skip
+    ),
+    click.option(
+        "--adapter-bytes", type=int, default=3_000_000, show_default=True,
+        help="Largest size of the adapter file.",
+    ),
+    name_option,
+)  # fmt: skip
 
 
 @click.command("tune")

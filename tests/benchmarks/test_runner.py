@@ -17,6 +17,7 @@ from benchmarks.inputs import read_input
 from benchmarks.records import Failed, InputFile, LlmzipSettings, Measured
 from benchmarks.runner import JobError, code_file, run_job
 from tests.benchmarks import fakes
+from tests.support.signals import default_signals
 
 TEXT = b"It was the best of times, it was the worst of times. \r\n\x00\xff" * 50
 
@@ -102,10 +103,11 @@ def test_a_job_ends_with_the_benchmark(
     told = tmp_path / "pid"
     folders = tmp_path / "folders"
     folders.mkdir()
-    with subprocess.Popen(
-        [sys.executable, "-c", _RUN_A_JOB, told],
+    benchmark = subprocess.Popen(
+        [sys.executable, "-c", _RUN_A_JOB, told], preexec_fn=default_signals,
         cwd=REPOSITORY, env={**os.environ, "TMPDIR": str(folders)}, stderr=subprocess.DEVNULL,
-    ) as benchmark:  # fmt: skip
+    )  # fmt: skip
+    try:
         deadline_s = time.monotonic() + 60
         while not (told.is_file() and told.read_text(encoding="ascii").endswith("\n")):
             assert benchmark.poll() is None
@@ -113,6 +115,9 @@ def test_a_job_ends_with_the_benchmark(
             time.sleep(0.05)
         benchmark.send_signal(number)
         assert benchmark.wait(60) == exit_code
+    finally:
+        benchmark.kill()
+        benchmark.wait()
     with pytest.raises(ProcessLookupError):
         os.kill(int(told.read_text(encoding="ascii")), 0)
     assert not any(folders.iterdir())

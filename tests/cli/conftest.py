@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,18 +13,13 @@ from click.testing import CliRunner, Result
 
 import cli
 from tests.support import toy_codec
+from tests.support.signals import default_signals
 
 ROOT = Path(cli.__file__).parent
 TEXT = toy_codec.text(500)
 
 Run = Callable[..., Result]
 Start = Callable[..., "subprocess.Popen[bytes]"]
-
-
-def _default_signals() -> None:
-    """Signals as a terminal has them, also where the tests run with some of them ignored."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -44,7 +38,7 @@ def start() -> Start:
 
     def popen(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.support.toy_llmzip", *map(str, arguments)]
-        options.setdefault("preexec_fn", _default_signals)
+        options.setdefault("preexec_fn", default_signals)
         return subprocess.Popen(command, cwd=ROOT, **options)
 
     return popen

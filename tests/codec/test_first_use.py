@@ -13,7 +13,9 @@ import archiver
 from archiver import compiled
 from archiver.codec import first_use
 from archiver.options import CompressOptions
+from archiver.predict import registry
 from archiver.predict.package import ModelPackage
+from tests.support.tiny_models import make_tiny_hf_folder
 
 TEXT = b"It is a truth universally acknowledged, that a single man wants a wife.\n" * 9
 
@@ -32,12 +34,25 @@ def test_it_is_said_once(
         )
         return archiver.decompress(archive, model_progress=lambda *stage: stages.append(stage))
 
-    assert not compiled.is_complete()
+    assert not (tmp_path / "compiled").exists()
     assert coded() == TEXT
     assert stages == [(first_use.STAGE, 0, 0)]
-    assert compiled.is_complete()
+    assert len([*(tmp_path / "compiled").glob("complete-*")]) == 1
     assert coded() == TEXT
     assert len(stages) == 1
+
+
+def test_other_shapes_need_other_functions(
+    tiny: ModelPackage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = make_tiny_hf_folder(tmp_path / "other", seed=2, heads=2, kv_heads=2)
+    monkeypatch.setenv("LLMZIP_HOME", str(tmp_path / "home"))
+    other = registry.add(folder, name="other")
+    monkeypatch.setattr(compiled, "_cache_folder", lambda: tmp_path / "compiled")
+    stages: list[str] = []
+    for package, said in ((tiny, 1), (tiny, 1), (other, 2), (tiny, 2)):
+        first_use.compile_all(package, lambda stage, done, total: stages.append(stage))
+        assert stages == [first_use.STAGE] * said
 
 
 def test_a_decoder_compiles_as_well(
