@@ -1,8 +1,9 @@
 """`mixer`: what mixing saves, and what each of its parts is worth.
 
     file ── frames ── model ── probabilities ──┬── the model alone ──> payload bytes
-           (kept, if asked for)                ├── mixed           ──> payload bytes, time
-                                               └── without a part  ──> payload bytes, part by part
+      │    (kept, if asked for)                ├── mixed           ──> payload bytes, time
+      │                                        └── without a part  ──> payload bytes, part by part
+      └── without a transform ── model ── probabilities ── mixed   ──> payload bytes
 
 The model runs once a file; the mixers then code the same symbols with its probabilities. These are
 the payloads that archives would have, but nothing is decoded here: `files` measures archives.
@@ -29,7 +30,7 @@ from archiver.mixing.layout import CONTEXTS, MAPS, MATCHES, SETS
 from archiver.mixing.parameters import MIXER_VERSION, MixerParameters
 from archiver.options import CompressOptions
 from archiver.predict import registry
-from archiver.text.transforms import NONE
+from archiver.text.transforms import ALL_SWAPS, NONE, Swap, Transforms
 from archiver.text.vocabulary import Vocabulary
 from benchmarks.environment import describe_environment
 from benchmarks.records import SCHEMA_VERSION, InputFile, LlmzipSettings, input_record
@@ -73,7 +74,8 @@ class MixedFile:
     Attributes:
         decisions: of tokens, and nine for each escaped byte.
         alone: with the model's probabilities as they are; mixed: with all parts.
-        without: payload bytes by the part left out.
+        without: payload bytes by the part left out, or the transform of the text; transforms that
+            the text does not need are not among them.
     """
 
     file: InputFile
@@ -86,6 +88,30 @@ class MixedFile:
     def change(self) -> float:
         """Payload bytes mixed / alone - 1."""
         return self.mixed.payload_bytes / self.alone.payload_bytes - 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Allowed:
+    """Transforms of a text that are tried: those of character sets, and swaps."""
+
+    charsets: bool = True
+    swaps: Swap = ALL_SWAPS
+
+    def is_missed_by(self, transforms: Transforms) -> bool:
+        """Whether the text would be another with no more than these."""
+        recoded = transforms.charsets != NONE.charsets
+        return bool(transforms.swaps & ~self.swaps) or (recoded and not self.charsets)
+
+
+_ALL = _Allowed()
+TRANSFORMS = {
+    "transform: character set": _Allowed(charsets=False),
+    "transform: JSON escapes": _Allowed(swaps=ALL_SWAPS & ~(Swap.JSON_SMALL | Swap.JSON_CAPITAL)),
+    "transform: percent escapes": _Allowed(
+        swaps=ALL_SWAPS & ~(Swap.PERCENT_SMALL | Swap.PERCENT_CAPITAL)
+    ),
+    "transform: line ends": _Allowed(swaps=ALL_SWAPS & ~Swap.LINE_ENDS),
+}
 
 
 def variants() -> dict[str, MixerParameters]:
@@ -143,7 +169,15 @@ def measure(
     for file in files:
         content = file.path.read_bytes()[:limit_bytes]
         texts = source.of(content, partial(report, file.name))
-        found.append(_code(file, texts, source.vocabulary, ablate, report))
+        result = _code(file, texts, source.vocabulary, ablate, report)
+        for name, allowed in TRANSFORMS.items() if ablate else ():
+            if any(allowed.is_missed_by(text.transforms) for text in texts):
+                plain = source.of(content, partial(report, f"{file.name} without {name}"), allowed)
+                payload_bytes = _payload_bytes(plain, MixerParameters(), source.vocabulary)
+                result = dataclasses.replace(
+                    result, without={**result.without, name: payload_bytes}
+                )
+        found.append(result)
     record = {
         "schema": SCHEMA_VERSION,
         "benchmark": "mixer",
@@ -177,7 +211,7 @@ def _code(
 ) -> MixedFile:
     def coded(mixer: MixerParameters) -> Coded:
         began_s = time.process_time()
-        payload_bytes = sum(len(encode_text(text, mixer, vocabulary)) for text in texts)
+        payload_bytes = _payload_bytes(texts, mixer, vocabulary)
         return Coded(payload_bytes=payload_bytes, cpu_s=time.process_time() - began_s)
 
     alone = coded(MixerParameters(tokens_mixed=False))
@@ -195,6 +229,12 @@ def _code(
         mixed=mixed,
         without=without,
     )
+
+
+def _payload_bytes(
+    texts: Sequence[PredictedText], mixer: MixerParameters, vocabulary: Vocabulary
+) -> int:
+    return sum(len(encode_text(text, mixer, vocabulary)) for text in texts)
 
 
 class _Predictions:
@@ -217,19 +257,29 @@ class _Predictions:
     def vocabulary(self) -> Vocabulary:
         return self._codec.vocabulary
 
-    def of(self, content: bytes, progress: Callable[[int], None]) -> list[PredictedText]:
+    def of(
+        self, content: bytes, progress: Callable[[int], None], allowed: _Allowed = _ALL
+    ) -> list[PredictedText]:
         """Those of each frame that a compression would make of the content."""
         stream = io.BytesIO(content)
-        return [self._of_frame(frame, progress)
+        return [self._of_frame(frame, progress, allowed)
                 for frame in cut_frames(stream, self._options.frame_bytes)]  # fmt: skip
 
-    def _of_frame(self, frame: bytes, progress: Callable[[int], None]) -> PredictedText:
+    def _of_frame(
+        self, frame: bytes, progress: Callable[[int], None], allowed: _Allowed
+    ) -> PredictedText:
+        def predicted() -> PredictedText:
+            return self._codec.predict_text(
+                frame, progress, charsets=allowed.charsets, swaps=allowed.swaps
+            )
+
         if self._kept is None:
-            return self._codec.predict_text(frame, progress)
-        key = (
-            f"{self._package.fingerprint} {self._options.window} {self._options.chunking} ".encode()
-            + frame
-        )
+            return predicted()
+        options = self._options
+        settings = f"{self._package.fingerprint} {options.window} {options.chunking} "
+        if allowed != _ALL:
+            settings += f"{allowed} "
+        key = settings.encode() + frame
         path = self._kept / f"{hashlib.sha256(key).hexdigest()[:32]}.npz"
         if path.is_file():
             with np.load(path) as arrays:
@@ -245,7 +295,7 @@ class _Predictions:
                 signature_bits=int(fields.pop("signature_bits")),
                 **fields,
             )
-        text = self._codec.predict_text(frame, progress)
+        text = predicted()
         written = b""
         if text.transforms != NONE:
             written = encode_transforms(text.transforms, text.text_bytes)
@@ -272,7 +322,12 @@ def tables(results: Sequence[MixedFile]) -> tuple[list[Row], list[Row]]:
             )
         )  # fmt: skip
     parts: list[Row] = [("without", *(result.file.name for result in results))]
-    for name in results[0].without if results else ():
-        shares = [r.without[name] / r.mixed.payload_bytes - 1 for r in results]
-        parts.append((name, *(f"{100 * share:+.2f}" for share in shares)))
+    for name in dict.fromkeys(name for result in results for name in result.without):
+        parts.append((name, *(_share(result, name) for result in results)))
     return rows, parts
+
+
+def _share(result: MixedFile, name: str) -> str:
+    if name not in result.without:
+        return ""
+    return f"{100 * (result.without[name] / result.mixed.payload_bytes - 1):+.2f}"

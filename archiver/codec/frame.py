@@ -43,11 +43,11 @@ from archiver.predict.float_engine import FloatEngine
 from archiver.predict.float_models import FLOAT_ENGINE_VERSION, FloatModel
 from archiver.predict.machine import this_machine, threads_of
 from archiver.predict.soft_prompt import SoftPrompt
-from archiver.text.charsets import UnmappableError
+from archiver.text.charsets import Charset, UnmappableError
 from archiver.text.detection import charset_spans
 from archiver.text.framing import Symbols, symbols_of
 from archiver.text.tokenizer import TextTokenizer, TokenizerOwner
-from archiver.text.transforms import NONE, Transforms, transform
+from archiver.text.transforms import ALL_SWAPS, NONE, Span, Swap, Transforms, transform
 from archiver.text.vocabulary import Vocabulary
 from archiver.types import Int32Array, Int64Array, Progress, UInt8Array, UInt32Array, UInt64Array
 
@@ -234,10 +234,16 @@ class FrameCodec:
         """How a frame of so many symbols is split."""
         return plan_streams(symbols, self._chunking, self._stream_tokens_max)
 
-    def _symbols_of(self, content: bytes) -> tuple[Symbols, Transforms, int]:
+    def _symbols_of(
+        self, content: bytes, charsets: bool = True, swaps: Swap = ALL_SWAPS
+    ) -> tuple[Symbols, Transforms, int]:
         """The symbols, what was done to the content before, and the length that this gave it."""
         vocabulary, tokenizer = self._engine.vocabulary, self._tokenizer()
-        text, transforms = transform(content, charset_spans(content, vocabulary, tokenizer))
+        if charsets:
+            spans = charset_spans(content, vocabulary, tokenizer)
+        else:
+            spans = [Span(charset=Charset.PLAIN, content_bytes=len(content))]
+        text, transforms = transform(content, spans, swaps)
         return symbols_of(text, vocabulary, tokenizer), transforms, len(text)
 
     def encode(self, content: bytes, progress: Progress | None = None) -> bytes:
@@ -253,11 +259,24 @@ class FrameCodec:
         """The package's tokens."""
         return self._engine.vocabulary
 
-    def predict_text(self, content: bytes, progress: Progress | None = None) -> PredictedText:
-        """What the model says of `content`, of which `encode_text` makes the payload."""
+    def predict_text(
+        self,
+        content: bytes,
+        progress: Progress | None = None,
+        *,
+        charsets: bool = True,
+        swaps: Swap = ALL_SWAPS,
+    ) -> PredictedText:
+        """What the model says of `content`, of which `encode_text` makes the payload.
+
+        Args:
+            content: at least one byte; progress: called with bytes finished since the last call.
+            charsets: whether to look for character sets; swaps: those to try. Less than all is
+                for measuring what they are worth.
+        """
         assert content
         vocabulary = self._engine.vocabulary
-        symbols, transforms, text_bytes = self._symbols_of(content)
+        symbols, transforms, text_bytes = self._symbols_of(content, charsets, swaps)
         ranks = symbols.ranks
         plan = self.plan(len(ranks))
         starts = plan.starts

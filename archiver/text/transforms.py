@@ -41,6 +41,7 @@ SWAPS: dict[Swap, Callable[[bytes], bytes]] = {
     Swap.PERCENT_CAPITAL: partial(swap_percent_escapes, capitals=True),
     Swap.LINE_ENDS: swap_line_ends,
 }
+ALL_SWAPS = Swap(sum(SWAPS))
 # Of each family a compressor uses one at most; without the mark a text does not get shorter.
 FAMILIES = (
     (b"\\u", (Swap.JSON_SMALL, Swap.JSON_CAPITAL)),
@@ -109,8 +110,13 @@ class Transforms:
 NONE = Transforms()
 
 
-def transform(content: bytes, spans: Sequence[Span]) -> tuple[bytes, Transforms]:
+def transform(
+    content: bytes, spans: Sequence[Span], allowed: Swap = ALL_SWAPS
+) -> tuple[bytes, Transforms]:
     """Return the content as text: its spans in UTF-8, and with the swaps that make it shorter.
+
+    Args:
+        allowed: swaps to try.
 
     Returns:
         the text, and the transforms that `undo` it: none where they would not.
@@ -124,9 +130,10 @@ def transform(content: bytes, spans: Sequence[Span]) -> tuple[bytes, Transforms]
     text = b"".join(pieces)
     swaps = Swap.NONE
     for mark, family in FAMILIES:
-        if mark in text:
+        tried = [swap for swap in family if swap in allowed]
+        if tried and mark in text:
             swapped, swap = min(
-                ((SWAPS[swap](text), swap) for swap in family), key=lambda pair: len(pair[0])
+                ((SWAPS[swap](text), swap) for swap in tried), key=lambda pair: len(pair[0])
             )
             if len(swapped) <= len(text) - SAVING_BYTES_MIN:
                 text, swaps = swapped, swaps | swap
