@@ -34,6 +34,7 @@ from archiver.text.transforms import ALL_SWAPS, NONE, Swap, Transforms
 from archiver.text.vocabulary import Vocabulary
 from benchmarks.environment import describe_environment
 from benchmarks.records import SCHEMA_VERSION, InputFile, LlmzipSettings, input_record
+from benchmarks.table import change, markdown
 
 CONTEXT_NAMES = (
     "order 0", "order 1", "order 2", "order 3", "order 4", "order 6", "bytes 2 and 4 back",
@@ -160,7 +161,7 @@ def measure(
     options = CompressOptions(
         **{
             name: value
-            for name in ("model", "threads", "window_tokens")
+            for name in ("model", "threads", "level", "window_tokens")
             if (value := getattr(settings, name)) is not None
         }
     )
@@ -183,6 +184,7 @@ def measure(
         "benchmark": "mixer",
         **environment,
         "mixer_version": MIXER_VERSION,
+        "level": options.level,
         "window_tokens": options.window_tokens,
         "limit_bytes": limit_bytes,
         "inputs": [input_record(file) for file in files],
@@ -331,3 +333,46 @@ def _share(result: MixedFile, name: str) -> str:
     if name not in result.without:
         return ""
     return f"{100 * (result.without[name] / result.mixed.payload_bytes - 1):+.2f}"
+
+
+def excerpt(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return records as Markdown: what mixing saves by file, then what each part saves.
+
+    Of a file that two records measured, the later one counts.
+    """
+    whole: dict[str, Mapping[str, Any]] = {}
+    ablated: dict[str, Mapping[str, Any]] = {}
+    limits = set()
+    for record in records:
+        for result in record["results"]:
+            if result["without"]:
+                ablated[result["file"]] = result
+                limits.add(record["limit_bytes"])
+            else:
+                whole[result["file"]] = result
+    blocks = []
+    if whole:
+        rows = [["file", "model alone", "mixed", "change"]]
+        for name, result in sorted(whole.items()):
+            alone, mixed = (result[key]["payload_bytes"] for key in ("alone", "mixed"))
+            rows.append([name, f"{alone:,}", f"{mixed:,}", change(mixed, alone)])
+        blocks.append(markdown(rows))
+    if ablated:
+        said = " or ".join("whole files" if n is None else f"first {n:,} bytes" for n in limits)
+        blocks.append(f"One part left out, {said}.\n\n{_parts(ablated)}")
+    return "\n\n".join(blocks)
+
+
+def _parts(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """By what the payloads grow without each part: the mean of the files it is for, the most."""
+    growths: dict[str, dict[str, float]] = {}
+    for file, result in results.items():
+        for part, payload_bytes in result["without"].items():
+            growth = 100 * (payload_bytes / result["mixed"]["payload_bytes"] - 1)
+            growths.setdefault(part, {})[file] = growth
+    rows = [["without", "files", "mean", "most", "of"]]
+    for part, by_file in growths.items():
+        most = max(by_file, key=by_file.__getitem__)
+        mean = sum(by_file.values()) / len(by_file)
+        rows.append([part, str(len(by_file)), f"{mean:+.2f} %", f"{by_file[most]:+.2f} %", most])
+    return markdown(rows)

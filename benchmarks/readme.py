@@ -2,7 +2,8 @@
 
 Records of `files` and `stepwise` give one table of sizes together, of whatever files and programs
 they have, one of the files that other models than the default compressed too, and those of
-`stepwise`, which are timed with nothing else running, one of speeds.
+`stepwise`, which are timed with nothing else running, one of speeds. Those of other benchmarks have
+tables of their own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from benchmarks.predictors.tables import excerpt
+from benchmarks import mixer
+from benchmarks.predictors import tables as predictors
+from benchmarks.sweep import tables as sweep
 from benchmarks.table import NOTHING, change, markdown
 
 Record: TypeAlias = Mapping[str, Any]
@@ -188,6 +191,8 @@ _EXCERPTS: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = Mapping
     {
         "files": ("results", results_text),
         "stepwise": ("results", results_text),
-        "predictors": ("predictors", lambda records: excerpt(records[-1])),
+        "predictors": ("predictors", lambda records: predictors.excerpt(records[-1])),
+        "mixer": ("mixer", mixer.excerpt),
+        "sweep": ("sweep", lambda records: "\n\n".join(map(sweep.excerpt, records))),
     }
 )

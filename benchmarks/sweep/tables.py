@@ -12,7 +12,7 @@ from benchmarks.environment import BUSY_CORES_MAX
 from benchmarks.records import rate
 from benchmarks.resumable import Row, key_of
 from benchmarks.sweep.experiment import AXES, BYTES, name_of
-from benchmarks.table import NOTHING, aligned, change
+from benchmarks.table import NOTHING, aligned, change, markdown
 
 DIRECTIONS = ("compress", "decompress")
 MB = 1_000_000
@@ -24,6 +24,7 @@ _HEADINGS = (
     "archive", "bpb", "streams", "comp s", "dec s", "comp tok/s", "dec tok/s", "comp B/s",
     "dec B/s", "comp MB", "dec MB",
 )  # fmt: skip
+_SPENT = ("comp s", "dec s", "comp MB", "dec MB")
 _MORE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         BYTES: ("comp s/MB", "of 1 MB's", "dec s/MB", "of 1 MB's"),
@@ -105,12 +106,23 @@ def _table(line: Line) -> str:
     table: list[tuple[str, ...]] = [(AXES[axis], *_HEADINGS, *_MORE.get(axis, ()))]
     for value, row in line.rows.items():
         table.append((f"{value:,}", *_cells(row), *_compared(axis, row, line.reference)))
-    notes = [_BUSY_NOTE] if any(map(was_busy, line.rows.values())) else []
-    return "\n".join([line.name, *aligned(table), *notes])
+    return "\n".join([line.name, *aligned(table), *_notes(line)])
+
+
+def _notes(line: Line) -> list[str]:
+    return [_BUSY_NOTE] if any(map(was_busy, line.rows.values())) else []
+
+
+def _seconds(row: Row) -> list[str]:
+    return [f"{wall_s(row, direction):.1f}{_BUSY * was_busy(row)}" for direction in DIRECTIONS]
+
+
+def _peaks(row: Row) -> list[str]:
+    return [f"{row[direction]['peak_bytes'] / 1e6:,.0f}" for direction in DIRECTIONS]
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    details, mark = row["details"], _BUSY * was_busy(row)
+    details = row["details"]
     speeds = [
         NOTHING if speed is None else f"{speed:,.0f}"
         for count in (details["tokens"] or None, row["input"]["bytes"])
@@ -121,9 +133,9 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row['compressed_bytes']:,}",
         f"{row['bpb']:.4f}",
         str(max(details["streams"], default=NOTHING)),
-        *(f"{wall_s(row, direction):.1f}{mark}" for direction in DIRECTIONS),
+        *_seconds(row),
         *speeds,
-        *(f"{row[direction]['peak_bytes'] / 1e6:,.0f}" for direction in DIRECTIONS),
+        *_peaks(row),
     )
 
 
@@ -145,3 +157,17 @@ def _compared(axis: str, row: Row, reference: Row | None) -> Sequence[str]:
         return [f"{other / own:.2f}" for own, other in times]
     archives = change(row["compressed_bytes"], reference["compressed_bytes"])
     return [archives, *(change(own, other) for own, other in times)]
+
+
+def excerpt(record: Mapping[str, Any]) -> str:
+    """Return the record as Markdown: a table a series and text, with less than `tables` has."""
+    blocks = []
+    for line in lines_of(record):
+        axis = line.series["axis"]
+        rows = [(AXES[axis], "archive", "bpb", *_SPENT, *_MORE.get(axis, ()))]
+        for value, row in line.rows.items():
+            size = (f"{value:,}", f"{row['compressed_bytes']:,}", f"{row['bpb']:.3f}")
+            compared = _compared(axis, row, line.reference)
+            rows.append((*size, *_seconds(row), *_peaks(row), *compared))
+        blocks += [line.name, markdown(rows), *_notes(line)]
+    return "\n\n".join(blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from click.testing import CliRunner
 
@@ -15,7 +16,7 @@ from archiver.predict.package import ModelPackage
 from archiver.text.transforms import NONE, Swap
 from benchmarks.__main__ import main
 from benchmarks.inputs import read_input
-from benchmarks.mixer import measure, tables, variants
+from benchmarks.mixer import excerpt, measure, tables, variants
 from benchmarks.records import LlmzipSettings
 
 TEXT = b"It was the best of times, it was the worst of times.\n" * 6
@@ -70,6 +71,31 @@ def test_transforms_left_out_are_those_of_the_text(tiny: ModelPackage, tmp_path:
     rows = {row[0]: row[1:] for row in parts}
     assert rows[ends][1] == rows[charset][0] == ""
     assert record["results"][0]["without"][ends] == lines.without[ends]
+
+
+def test_the_excerpt_has_files_and_parts() -> None:
+    def result(file: str, alone: int, mixed: int, **without: int) -> dict[str, Any]:
+        payloads = {"alone": {"payload_bytes": alone}, "mixed": {"payload_bytes": mixed}}
+        return {"file": file, **payloads, "without": without}
+
+    whole = {"limit_bytes": None, "results": [result("b", 2000, 1900), result("a", 100, 101)]}
+    ablated = {
+        "limit_bytes": 5000,
+        "results": [result("b", 500, 400, one=404, two=400), result("a", 500, 400, one=396)],
+    }
+    assert excerpt([whole, ablated]).split("\n") == [
+        "| file | model alone | mixed | change |",
+        "| --- | ---: | ---: | ---: |",
+        "| a | 100 | 101 | +1.00 % |",
+        "| b | 2,000 | 1,900 | -5.00 % |",
+        "",
+        "One part left out, first 5,000 bytes.",
+        "",
+        "| without | files | mean | most | of |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| one | 2 | +0.00 % | +1.00 % | b |",
+        "| two | 1 | +0.00 % | +0.00 % | b |",
+    ]
 
 
 def test_the_command_keeps_probabilities(tiny: ModelPackage, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from benchmarks.sweep import record as sweep_record
 from benchmarks.sweep.charts import draw
 from benchmarks.sweep.experiment import read_experiment
 from benchmarks.sweep.programs import SweptLlmzip, chunk_for
-from benchmarks.sweep.tables import tables
+from benchmarks.sweep.tables import excerpt, tables
 from tests.golden.make import line_of
 
 TEXT = line_of(600, 7) + b"The quick brown fox jumps over the lazy dog.\n"
@@ -407,6 +407,20 @@ window, tokens  archive     bpb  streams  comp s  dec s  comp tok/s  dec tok/s  
 
 def test_tables() -> None:
     assert tables(COMPLETE) == TABLES
+
+
+def test_the_excerpt_has_a_table_a_series() -> None:
+    blocks = excerpt(COMPLETE).split("\n\n")
+    assert blocks[0::2][:2] == ["sizes: t", "levels: t"]
+    assert blocks[3].splitlines() == [
+        "| level | archive | bpb | comp s | dec s | comp MB | dec MB | bytes to 5 | comp s to 5 "
+        "| dec s to 5 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| 1 | 150,000 | 1.200 | 125.0* | 250.0* | 800 | 1,200 | +25.00 % | -50.00 % | -50.00 % |",
+        "| 5 | 120,000 | 0.960 | 250.0 | 500.0 | 800 | 1,200 | +0.00 % | +0.00 % | +0.00 % |",
+    ]
+    assert blocks[4].startswith("* other programs")
+    assert len(blocks) == 9
 
 
 def test_tables_of_what_is_incomplete() -> None:
