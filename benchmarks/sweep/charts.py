@@ -93,7 +93,7 @@ def _draw_speeds(axes: Any, lines: Sequence[Line]) -> None:
                   label=f"{line.text}, bits per byte")  # fmt: skip
     axis = lines[0].series["axis"]
     ticks = sorted({value for line in lines for value in line.rows})
-    axes.set_xscale("log")
+    axes.set_xscale("log" if ticks[0] else "linear")
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)

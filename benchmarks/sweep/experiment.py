@@ -43,7 +43,7 @@ from benchmarks.experiment_file import (
 )
 from benchmarks.records import LlmzipSettings
 
-BYTES, STREAMS = "bytes", "streams"
+BYTES, STREAMS, BUSY = "bytes", "streams", "busy_cores"
 AXES: Mapping[str, str] = MappingProxyType(
     {
         BYTES: "bytes of the text",
@@ -51,9 +51,11 @@ AXES: Mapping[str, str] = MappingProxyType(
         "window_tokens": "window, tokens",
         STREAMS: "streams a frame",
         "threads": "threads",
+        BUSY: "cores that others keep busy",
     }
 )
 """What a series may go along, and what tables and charts call it."""
+_NOT_OPTIONS = (BYTES, STREAMS, BUSY)  # of llmzip
 
 _NONE_CHOSEN = LlmzipSettings()
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -139,7 +141,9 @@ class Series:
                 raise ExperimentError(f"no text has {value} bytes")
             if self.axis == STREAMS and not 1 <= value <= LARGEST_STREAMS:
                 raise ExperimentError(f"streams must be 1 to {LARGEST_STREAMS}, not {value}")
-            chosen: dict[str, Any] = {} if self.axis in (BYTES, STREAMS) else {self.axis: value}
+            if self.axis == BUSY and value < 0:
+                raise ExperimentError(f"{value} cores cannot be busy")
+            chosen: dict[str, Any] = {} if self.axis in _NOT_OPTIONS else {self.axis: value}
             options_of(dataclasses.replace(merged, **chosen))
 
     def as_dict(self) -> dict[str, Any]:
@@ -163,6 +167,7 @@ class Series:
         usual = _given(common)
         level = settings.get("level", usual.setdefault("level", DEFAULT_LEVEL))
         usual.setdefault("window_tokens", LEVELS[level].window_tokens)
+        usual[BUSY] = 0
         own = {name: chosen for name, chosen in settings.items() if usual.get(name) != chosen}
         return {"text": text, "bytes": content_bytes, "settings": own}
 

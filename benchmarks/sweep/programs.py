@@ -1,8 +1,12 @@
-"""llmzip as the archives of a sweep are made by it; all of it runs in fresh processes."""
+"""llmzip as the archives of a sweep are made by it, and what runs beside it; in fresh processes."""
 
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,19 @@ class SweptLlmzip(Llmzip):
 
     def compress(self, source: Path, target: Path, settings: LlmzipSettings) -> dict[str, Any]:
         return super().compress(source, target, settings) | cuts_of(target)
+
+
+@contextmanager
+def kept_busy(cores: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Within, so many processes compute without a pause."""
+    processes = []
+    with ExitStack() as stack:
+        for _ in range(cores):
+            process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            stack.enter_context(process)  # at the end waits for it
+            stack.callback(process.kill)
+            processes.append(process)
+        yield processes
 
 
 def cuts_of(archive: Path) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from benchmarks.experiment_file import ExperimentError, Texts
 from benchmarks.records import InputFile, LlmzipSettings, input_record
 from benchmarks.resumable import Progress, ResumedRecord, Row, key_of, record_path
 from benchmarks.runner import JobError, code_file, run_job, temporary_folder
-from benchmarks.sweep.experiment import STREAMS, Experiment, name_of
-from benchmarks.sweep.programs import SweptLlmzip
+from benchmarks.sweep.experiment import BUSY, STREAMS, Experiment, name_of
+from benchmarks.sweep.programs import SweptLlmzip, kept_busy
 
 BENCHMARK = "sweep"
 
@@ -85,7 +85,9 @@ def _row(case: dict[str, Any], texts: Texts, shared: LlmzipSettings, folder: Pat
     file = texts.file(content, f"{case['text']}[:{case['bytes']}]", folder)
     row: Row = {"case": case, "input": input_record(file), "busy_cores_before": busy_cores()}
     try:
-        result = code_file(file, SweptLlmzip(), _settings(case, shared, file, folder), folder)
+        settings = _settings(case, shared, file, folder)
+        with kept_busy(case["settings"].get(BUSY, 0)):
+            result = code_file(file, SweptLlmzip(), settings, folder)
     except JobError as error:
         return row | {"verified": False, "failure": str(error)}
     finally:
@@ -102,6 +104,7 @@ def _settings(
         JobError: the text cannot be cut into the streams that the case asks for.
     """
     own = dict(case["settings"])
+    own.pop(BUSY, None)
     streams = own.pop(STREAMS, None)
     settings = dataclasses.replace(shared, **own)
     if streams is None:

@@ -11,14 +11,16 @@ from archiver.levels import DEFAULT_LEVEL
 from benchmarks.environment import BUSY_CORES_MAX
 from benchmarks.records import rate
 from benchmarks.resumable import Row, key_of
-from benchmarks.sweep.experiment import AXES, BYTES, name_of
+from benchmarks.sweep.experiment import AXES, BUSY, BYTES, name_of
 from benchmarks.table import NOTHING, aligned, change, markdown
 
 DIRECTIONS = ("compress", "decompress")
 MB = 1_000_000
 
 # The value that others are compared with, by axis.
-REFERENCES: Mapping[str, int] = MappingProxyType({BYTES: MB, "threads": 1, "level": DEFAULT_LEVEL})
+REFERENCES: Mapping[str, int] = MappingProxyType(
+    {BYTES: MB, "threads": 1, "level": DEFAULT_LEVEL, BUSY: 0}
+)
 
 _HEADINGS = (
     "archive", "bpb", "streams", "comp s", "dec s", "comp tok/s", "dec tok/s", "comp B/s",
@@ -29,6 +31,7 @@ _MORE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         BYTES: ("comp s/MB", "of 1 MB's", "dec s/MB", "of 1 MB's"),
         "threads": ("comp speed-up", "dec speed-up"),
+        BUSY: ("comp speed", "dec speed"),
         "level": (f"bytes to {DEFAULT_LEVEL}", f"comp s to {DEFAULT_LEVEL}",
                   f"dec s to {DEFAULT_LEVEL}"),
     }
@@ -153,7 +156,7 @@ def _compared(axis: str, row: Row, reference: Row | None) -> Sequence[str]:
     if reference is None:
         return (NOTHING,) * len(_MORE[axis])
     times = [(wall_s(row, direction), wall_s(reference, direction)) for direction in DIRECTIONS]
-    if axis == "threads":
+    if axis in ("threads", BUSY):
         return [f"{other / own:.2f}" for own, other in times]
     archives = change(row["compressed_bytes"], reference["compressed_bytes"])
     return [archives, *(change(own, other) for own, other in times)]

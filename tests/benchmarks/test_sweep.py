@@ -19,7 +19,7 @@ from benchmarks.records import LlmzipSettings
 from benchmarks.sweep import record as sweep_record
 from benchmarks.sweep.charts import draw
 from benchmarks.sweep.experiment import read_experiment
-from benchmarks.sweep.programs import SweptLlmzip, chunk_for
+from benchmarks.sweep.programs import SweptLlmzip, chunk_for, kept_busy
 from benchmarks.sweep.tables import excerpt, tables
 from tests.golden.make import line_of
 
@@ -76,7 +76,7 @@ def test_experiments_of_the_repository(path: Path) -> None:
 def test_the_experiments_go_along_every_axis() -> None:
     found = [each for path in EXPERIMENTS for each in read_experiment(path).series]
     assert {each.axis for each in found} == {
-        "bytes", "level", "window_tokens", "streams", "threads",
+        "bytes", "level", "window_tokens", "streams", "threads", "busy_cores",
     }  # fmt: skip
     # Longer windows are seen only by streams that are longer than they.
     (windows,) = (each for each in found if each.axis == "window_tokens")
@@ -147,6 +147,8 @@ def test_settings_of_the_experiment_are_what_is_usual(tmp_path: Path) -> None:
          "series tried: streams must be 1 to 1024, not 1025"),
         (('axis = "level"\nvalues = [1, 5]', 'axis = "window_tokens"\nvalues = [8]'),
          "series tried: the window must be 16 to"),
+        (('axis = "level"\nvalues = [1, 5]', 'axis = "busy_cores"\nvalues = [-1]'),
+         "series tried: -1 cores cannot be busy"),
         (('axis = "level"\nvalues = [1, 5]', 'axis = "threads"\nvalues = [0]'),
          "series tried: threads must be at least 1, not 0"),
         (("axis = ", "llmzip = {level = 2}\naxis = "), "level in llmzip is what the series goes"),
@@ -221,6 +223,12 @@ def test_an_archive_says_what_it_was_cut_into(tiny: ModelPackage, tmp_path: Path
         chunk_for(str(source), 1000, fields)
 
 
+def test_cores_are_busy_meanwhile_only() -> None:
+    with kept_busy(2) as processes:
+        assert [process.poll() for process in processes] == [None, None]
+    assert all(process.returncode for process in processes)
+
+
 def test_archives_are_made_and_decoded_in_fresh_processes(
     tiny: ModelPackage, tmp_path: Path
 ) -> None:
@@ -247,19 +255,21 @@ def test_a_run_and_its_rerun(
         series("sizes", "bytes", [200, 400]), series("threads", "threads", [1, 2]),
         series("cut", "streams", [2, 1000], "limit_bytes = 400"),
         series("levels", "level", [1, 5], "limit_bytes = 400"),
+        series("busy", "busy_cores", [0, 1], "limit_bytes = 400"),
     ]  # fmt: skip
     path = experiment(tmp_path, *parts)
     first = run(path)
     assert first.exit_code == 1
     found = record_of(path)
     *good, failed = sorted(found["rows"], key=lambda row: not row["verified"])
-    assert len(good) == 6
+    assert len(good) == 7
     assert failed["case"]["settings"] == {"streams": 1000}
     assert "cannot be cut into 1000 streams" in failed["failure"]
     assert f"FAILED  t[:400], streams 1000: {failed['failure']}" in first.stdout
-    assert [settings.threads for settings in coded] == [1, 1, 1, 2, 1, 1]
+    assert [settings.threads for settings in coded] == [1, 1, 1, 2, 1, 1, 1]
     assert {settings.steering for settings in coded} == {"none"}
-    assert [settings.level for settings in coded] == [None] * 5 + [1]
+    assert [settings.level for settings in coded] == [None] * 5 + [1, None]
+    assert good[-1]["case"]["settings"] == {"busy_cores": 1}
     small, large = good[:2]
     assert small["input"] == {
         "file": "t[:200]", "bytes": 200, "sha256": hashlib.sha256(TEXT[:200]).hexdigest(),
@@ -268,12 +278,14 @@ def test_a_run_and_its_rerun(
     assert {row["session"] for row in good} == {0}
     assert all("busy_cores_before" in row for row in good)
     assert "package_fingerprint" in found["experiment"]["model"]
-    assert [each["name"] for each in found["series"]] == ["sizes", "threads", "cut", "levels"]
+    assert [each["name"] for each in found["series"]] == [
+        "sizes", "threads", "cut", "levels", "busy",
+    ]  # fmt: skip
     (cut,) = (row for row in good if "streams" in row["case"]["settings"])
     assert cut["details"]["streams"] == [2]
     assert str(tmp_path) not in json.dumps(found)
     assert {chart.name for chart in (tmp_path / "out").glob("*.png")} == {
-        f"sweep-tried-{name}.png" for name in ("sizes", "threads", "cut", "levels")
+        f"sweep-tried-{name}.png" for name in ("sizes", "threads", "cut", "levels", "busy")
     }
 
     # What failed is tried again, what was decoded is not.
@@ -288,20 +300,20 @@ def test_a_run_and_its_rerun(
     assert run(path, "--show").stdout == second.stdout
 
     # Another value, and no impossible one any more.
-    experiment(tmp_path, *parts[:2], parts[3], series("cut", "streams", [2, 3],
+    experiment(tmp_path, *parts[:2], *parts[3:], series("cut", "streams", [2, 3],
                "limit_bytes = 400"))  # fmt: skip
     third = run(path)
     assert third.exit_code == 0, third.output
     assert len(coded) == 1
     assert coded[0].chunk_tokens is not None
     finished = record_of(path)
-    assert len(finished["rows"]) == 7
+    assert len(finished["rows"]) == 8
     coded.clear()
     assert run(path).stdout == third.stdout
     assert (coded, record_of(path)) == ([], finished)
 
     # Without one of them: its result would be lost.
-    experiment(tmp_path, *parts[:2], parts[3])
+    experiment(tmp_path, *parts[:2], *parts[3:])
     refused = run(path)
     assert refused.exit_code == 1
     assert "the record holds a result of t[:400], streams 2, which the experiment" in refused.stderr
