@@ -115,24 +115,28 @@ TRANSFORMS = {
 }
 
 
+_FULL = MixerParameters()
+_KINDS_LEFT_OUT = {
+    "nearest states": dataclasses.replace(_FULL, nearest=False),
+    "all contexts": dataclasses.replace(_FULL, contexts=0),
+    "all matches": dataclasses.replace(_FULL, matches=0),
+    "all maps": dataclasses.replace(_FULL, maps=0),
+    "all sets but one row": dataclasses.replace(_FULL, sets=1 << SET_NAMES.index("one row")),
+}
+
+
 def variants() -> dict[str, MixerParameters]:
     """Mixers that each lack one part, by what they lack."""
-    full = MixerParameters()
     found = {}
     for kind, field, names in (
         ("context", "contexts", CONTEXT_NAMES), ("match model", "matches", MATCH_NAMES),
         ("map", "maps", MAP_NAMES), ("weight set", "sets", SET_NAMES),
     ):  # fmt: skip
-        mask = getattr(full, field)
+        mask = getattr(_FULL, field)
         for number, name in enumerate(names):
-            lacking = dataclasses.replace(full, **{field: mask & ~(1 << number)})
+            lacking = dataclasses.replace(_FULL, **{field: mask & ~(1 << number)})
             found[f"{kind}: {name}"] = lacking
-    found["nearest states"] = dataclasses.replace(full, nearest=False)
-    found["all contexts"] = dataclasses.replace(full, contexts=0)
-    found["all matches"] = dataclasses.replace(full, matches=0)
-    found["all maps"] = dataclasses.replace(full, maps=0)
-    found["all sets but one row"] = dataclasses.replace(full, sets=1 << SET_NAMES.index("one row"))
-    return found
+    return found | _KINDS_LEFT_OUT
 
 
 def measure(
@@ -336,7 +340,7 @@ def _share(result: MixedFile, name: str) -> str:
 
 
 def excerpt(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return records as Markdown: what mixing saves by file, then what each part saves.
+    """Return records as Markdown: what mixing saves by file, then what kinds of parts save.
 
     Of a file that two records measured, the later one counts.
     """
@@ -359,15 +363,18 @@ def excerpt(records: Sequence[Mapping[str, Any]]) -> str:
         blocks.append(markdown(rows))
     if ablated:
         said = " or ".join("whole files" if n is None else f"first {n:,} bytes" for n in limits)
-        blocks.append(f"One part left out, {said}.\n\n{_parts(ablated)}")
+        blocks.append(f"Without one kind of parts, {said}.\n\n{_parts(ablated)}")
     return "\n\n".join(blocks)
 
 
 def _parts(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """By what the payloads grow without each part: the mean of the files it is for, the most."""
+    """By what the payloads grow without them: the mean of the files they are for, the most."""
     growths: dict[str, dict[str, float]] = {}
+    kinds = {*_KINDS_LEFT_OUT, *TRANSFORMS}
     for file, result in results.items():
         for part, payload_bytes in result["without"].items():
+            if part not in kinds:
+                continue
             growth = 100 * (payload_bytes / result["mixed"]["payload_bytes"] - 1)
             growths.setdefault(part, {})[file] = growth
     rows = [["without", "files", "mean", "most", "of"]]
