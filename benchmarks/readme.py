@@ -1,8 +1,7 @@
 """The README's tables of results, made from records.
 
-Records of `files` and `stepwise` give one table of sizes together, of whatever files and programs
-they have, one of the files that other models than the default compressed too, and those of
-`stepwise`, which are timed with nothing else running, one of speeds. Those of other benchmarks have
+Records of `files` give one table of sizes together, of whatever files and programs they have, and
+one of the files that other models than the default compressed too. Those of other benchmarks have
 tables of their own.
 """
 
@@ -17,6 +16,7 @@ from typing import Any, TypeAlias
 
 from benchmarks import mixer
 from benchmarks.predictors import tables as predictors
+from benchmarks.speed import tables as speed
 from benchmarks.sweep import tables as sweep
 from benchmarks.table import NOTHING, change, markdown
 
@@ -57,7 +57,7 @@ def update_readme(readme: Path, record_paths: Sequence[Path]) -> None:
 
 
 def results_text(records: Sequence[Record]) -> str:
-    """Records as Markdown: conditions and sizes, then the models and speeds that were compared.
+    """Records as Markdown: conditions and sizes, then the models that were compared.
 
     Of a file that two records have, the later record's results count.
     """
@@ -87,9 +87,6 @@ def results_text(records: Sequence[Record]) -> str:
         rows.append([f"{name}{levels.get(name, '')}", f"{sizes[name]:,}", *cells])
     blocks = [_conditions(records), markdown(rows)]
     blocks += _models({name: models[name] for name in in_order if name in models})
-    speeds = [record for record in records if record["benchmark"] == "stepwise"]
-    if speeds:
-        blocks.append(_speeds(speeds))
     return "\n\n".join(blocks)
 
 
@@ -164,33 +161,10 @@ def _bpb(result: Record | None) -> str:
     return f"{result['bpb']:.3f}"
 
 
-def _speeds(records: Sequence[Record]) -> str:
-    """Both directions, and how they compare with transformers token by token in the same run."""
-    rows = [["file", "direction", "s", "kB/s", "tokens/s", "times transformers", "peak MB"]]
-    for record in records:
-        (result,) = record["results"]
-        for direction in ("compress", "decompress"):
-            usage = result[direction]
-            (speed,) = (s for s in record["speeds"] if s["name"] == f"{_OWN} {direction}")
-            ratios = sorted(speed["ratios"].values())
-            times = f"{ratios[0]:.0f} to {ratios[-1]:.0f}" if ratios else NOTHING
-            rows.append(
-                [
-                    result["file"], direction, f"{usage['wall_s']:.0f}",
-                    f"{usage['bytes_per_s'] / 1000:.2f}", f"{speed['tokens_per_s']:,.0f}", times,
-                    f"{usage['peak_bytes'] / 1e6:,.0f}",
-                ]
-            )  # fmt: skip
-    return (
-        "Speeds with start-up, nothing else running; transformers token by token with its "
-        f"key/value cache, float32, in the same run.\n\n{markdown(rows)}"
-    )
-
-
 _EXCERPTS: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = MappingProxyType(
     {
         "files": ("results", results_text),
-        "stepwise": ("results", results_text),
+        "speed": ("speed", speed.excerpt),
         "predictors": ("predictors", lambda records: predictors.excerpt(records[-1])),
         "mixer": ("mixer", mixer.excerpt),
         "sweep": ("sweep", lambda records: "\n\n".join(map(sweep.excerpt, records))),

@@ -31,6 +31,7 @@ from benchmarks.weights import find_weights
 
 WARM_UP_TOKENS = 5
 CONTEXTS = (0, 1000)  # tokens that lie before the first measured step
+FORCED = "transformers, teacher-forced"
 FORCED_BLOCK_TOKENS = 2048  # that transformers reads at once, teacher-forced
 
 
@@ -146,7 +147,7 @@ def speeds_of(
     speeds: list[Speed] = []
     others: dict[str, float] = {}
     if forced is not None:
-        others["transformers, teacher-forced"] = rate(forced["tokens"], forced["wall_s"]) or 0.0
+        others[FORCED] = rate(forced["tokens"], forced["wall_s"]) or 0.0
     for step in steps:
         name = f"transformers, context {step['first_context']} to {step['last_context']}"
         others[name] = rate(step["tokens"], step["wall_s"]) or 0.0

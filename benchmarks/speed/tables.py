@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.stepwise import Speed, speed_rows
-from benchmarks.table import aligned
+from benchmarks.stepwise import FORCED, Speed, speed_rows
+from benchmarks.table import NOTHING, aligned, markdown
 
 
 def tables(record: Mapping[str, Any]) -> str:
@@ -79,3 +79,46 @@ def _roofline(record: Mapping[str, Any]) -> str:
         f"({roofs['summed_bytes_per_s'] / 1e9:,.1f} GB/s of a buffer beyond the caches)"
     )
     return "\n".join([heading, *aligned(rows)])
+
+
+def excerpt(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return records as Markdown: both directions of each text, then the shares of the stages."""
+    hardware = records[-1]["hardware"]
+    conditions = (
+        f"{hardware['cpu']}, {hardware['cores']} cores, {records[-1]['date'][:10]}, commit "
+        f"{records[-1]['git']['commit'][:7]}, {records[-1]['config']['threads']} threads."
+    )
+    rows = [["file", "direction", "s", "kB/s", "tokens/s", "times the floor",
+             "times stepwise", "times teacher-forced", "peak MB"]]  # fmt: skip
+    stages: dict[str, dict[str, float]] = {}
+    for record in records:
+        (result,) = record["results"]
+        for direction in record["directions"]:
+            name = direction["name"]
+            rows.append(
+                [
+                    result["file"], name, f"{direction['wall_s']:.0f}",
+                    f"{result[name]['bytes_per_s'] / 1000:.2f}",
+                    f"{record['inputs'][0]['tokens'] / direction['wall_s']:,.0f}",
+                    f"{direction['ratio']:.2f}", *_against_transformers(record, name),
+                    f"{result[name]['peak_bytes'] / 1e6:,.0f}",
+                ]
+            )  # fmt: skip
+            stages[f"{result['file']}, {name}"] = record["parts"]["stages_us"][name]
+    names = dict.fromkeys(stage for of_case in stages.values() for stage in of_case)
+    shares = [["stage", *stages]]
+    for stage in names:
+        cells = [of_case.get(stage, 0.0) / sum(of_case.values()) for of_case in stages.values()]
+        shares.append([stage, *(f"{100 * share:.1f} %" for share in cells)])
+    return "\n\n".join([conditions, markdown(rows), markdown(shares)])
+
+
+def _against_transformers(record: Mapping[str, Any], direction: str) -> tuple[str, str]:
+    """How many times as fast as transformers: token by token at two contexts, and in blocks."""
+    (speed,) = (speed for speed in record["speeds"] if speed["name"] == f"llmzip {direction}")
+    forced = speed["ratios"].get(FORCED)
+    stepwise = sorted(ratio for name, ratio in speed["ratios"].items() if name != FORCED)
+    return (
+        f"{stepwise[0]:.0f} to {stepwise[-1]:.0f}" if stepwise else NOTHING,
+        NOTHING if forced is None else f"{forced:.1f}",
+    )

@@ -507,8 +507,8 @@ def test_the_excerpt_of_what_is_incomplete() -> None:
     [
         ('{"benchmark": "predictors"}', "", "README.md lacks <!-- predictors -->"),
         ('{"benchmark": "files"}', "<!-- results -->", "README.md lacks <!-- results -->"),
-        ('{"benchmark": "speed"}', "", "no record of files, stepwise, predictors"),
-        ("{", "", "no record of files, stepwise, predictors"),
+        ('{"benchmark": "theory"}', "", "no record of files, speed, predictors, mixer, sweep"),
+        ("{", "", "no record of files, speed, predictors, mixer, sweep"),
     ],
 )
 def test_what_no_excerpt_is_made_of(tmp_path: Path, content: str, page: str, message: str) -> None:
@@ -518,7 +518,7 @@ def test_what_no_excerpt_is_made_of(tmp_path: Path, content: str, page: str, mes
         readme.update_readme(tmp_path / "README.md", [tmp_path / "record.json"])
 
 
-def test_the_readme_has_places_for_both_tables() -> None:
+def test_the_readme_has_places_for_all_tables() -> None:
     page = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    for mark in ("results", "predictors"):
+    for mark in ("results", "speed", "predictors", "mixer", "sweep"):
         assert page.index(f"<!-- {mark} -->") < page.index(f"<!-- /{mark} -->")

@@ -33,7 +33,7 @@ from benchmarks.speed.floor import (
 from benchmarks.speed.parts import time_parts
 from benchmarks.speed.record import DIRECTIONS, directions_of
 from benchmarks.speed.stages import ALTERNATIVE, CONTAINER, OTHER, StageClock
-from benchmarks.speed.tables import roof, tables
+from benchmarks.speed.tables import excerpt, roof, tables
 from tests.support.tiny_models import make_tiny_hf_folder
 
 CONTENT = b"It was the best of times, it was the worst of times. " * 40
@@ -320,6 +320,38 @@ decompress, everything          3.0            1.5       32   25.0       15.6 %
                               tokens/s  bytes/s  x teacher-forced
 transformers, teacher-forced     200.0      800
 llmzip compress                  500.0    2,000               2.5"""
+
+
+def test_the_excerpt() -> None:
+    record = copy.deepcopy(RECORD) | {
+        "date": "2026-11-23T10:00:00+00:00",
+        "git": {"commit": "0123456789"},
+        "hardware": {"cpu": "A processor", "cores": 2},
+        "results": [
+            {
+                "file": "t",
+                "compress": {"bytes_per_s": 1333.0, "peak_bytes": 750_000_000},
+                "decompress": {"bytes_per_s": 500.0, "peak_bytes": 900_000_000},
+            }
+        ],
+    }
+    compress, decompress = RECORD["speeds"][1], {"name": "llmzip decompress", "ratios": {}}
+    slow = {"transformers, context 5 to 9": 50.4, "transformers, context 105 to 109": 60.6}
+    record["speeds"] = [compress | {"ratios": compress["ratios"] | slow}, decompress]
+    assert excerpt([record]).split("\n") == [
+        "A processor, 2 cores, 2026-11-23, commit 0123456, 2 threads.",
+        "",
+        "| file | direction | s | kB/s | tokens/s | times the floor | times stepwise "
+        "| times teacher-forced | peak MB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| t | compress | 3 | 1.33 | 333 | 2.00 | 50 to 61 | 2.5 | 750 |",
+        "| t | decompress | 8 | 0.50 | 125 | 4.00 | - | - | 900 |",
+        "",
+        "| stage | t, compress | t, decompress |",
+        "| --- | ---: | ---: |",
+        "| matrix products | 75.0 % | 25.0 % |",
+        "| attention | 25.0 % | 75.0 % |",
+    ]
 
 
 def test_tables() -> None:
