@@ -47,7 +47,14 @@ MAP_NAMES = (
     "order 0", "order 1", "order 2", "order 3", "symbol", "two symbols", "three symbols",
     "column and byte above", "two fields", "expected byte",
 )  # fmt: skip
-SET_NAMES = ("column", "byte before", "match lengths", "symbol's length", "one row", "symbol")
+SET_NAMES = (
+    "column",
+    "byte before",
+    "match lengths",
+    "symbol's length",
+    "nearest states",
+    "symbol",
+)
 assert (len(CONTEXT_NAMES), len(MATCH_NAMES)) == (CONTEXTS, MATCHES)
 assert (len(MAP_NAMES), len(SET_NAMES)) == (MAPS, SETS)
 
@@ -121,7 +128,9 @@ _KINDS_LEFT_OUT = {
     "all contexts": dataclasses.replace(_FULL, contexts=0),
     "all matches": dataclasses.replace(_FULL, matches=0),
     "all maps": dataclasses.replace(_FULL, maps=0),
-    "all sets but one row": dataclasses.replace(_FULL, sets=1 << SET_NAMES.index("one row")),
+    "all weight sets but that of nearest states": dataclasses.replace(
+        _FULL, sets=1 << SET_NAMES.index("nearest states")
+    ),
 }
 
 

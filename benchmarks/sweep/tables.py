@@ -163,9 +163,14 @@ def _compared(axis: str, row: Row, reference: Row | None) -> Sequence[str]:
 
 
 def excerpt(record: Mapping[str, Any]) -> str:
-    """Return the record as Markdown: a table a series and text, with less than `tables` has."""
+    """Return the record as Markdown: a table a series and text, with less than `tables` has.
+
+    What has one row only compares nothing, and is left out.
+    """
     blocks = []
     for line in lines_of(record):
+        if len(line.rows) == 1:
+            continue
         axis = line.series["axis"]
         rows = [(AXES[axis], "archive", "bpb", *_SPENT, *_MORE.get(axis, ()))]
         for value, row in line.rows.items():
