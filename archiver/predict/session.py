@@ -149,7 +149,7 @@ class Session:
             rows, queries = tiled_attention.TILED_ROWS, tiled_attention.TILED_ROWS
             items = tiled_attention.tiled_items(window, engine.sinks)
         else:
-            rows, queries = attention.TOGETHER * group, group
+            rows, queries = attention.TOGETHER * group, attention.VALUE_ROWS * group
             items = attention.visible_items(window, engine.sinks)
         self._attend = tiled_attention.attend_by_tiles if tiled else attention.attend
         self.scratch: tuple[Any, ...] = (

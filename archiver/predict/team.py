@@ -235,7 +235,7 @@ class _Member:
             layer_sinks=np.array([engine.layer_sinks(layer) for layer in range(count)], np.int32),
             epsilon=engine.epsilon, logit_unit=engine.logit_unit, span=engine.span,
             head_packed=_product(engine.head).packed, head_scales=engine.head.scales,
-            shapes=shapes,
+            group=_product(engine.head).group, shapes=shapes,
         )  # fmt: skip
 
 

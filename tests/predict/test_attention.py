@@ -86,7 +86,8 @@ def test_attention(heads: int, kv_heads: int, head_dim: int, steps: int, first: 
     items = attention.visible_items(50, sinks)
     attention.attend(
         *inputs, aligned_zeros((attention.TOGETHER * group, items), np.int32),
-        aligned_zeros((2, items), np.float32), aligned_zeros((2, group, items), np.uint8), out,
+        aligned_zeros((2, items), np.float32),
+        aligned_zeros((2, attention.VALUE_ROWS * group, items), np.uint8), out,
     )  # fmt: skip
     results = [out]
     if has_tile_registers() and head_dim % 64 == 0:

@@ -26,7 +26,10 @@ def _exp2(x, out):
 
 @njit
 def _exp2_lanes(x, total):
-    total[0] = vectors.exponentiate(x, 0, x.shape[0] // 16, np.float32(0), np.float32(131072))
+    tiles = x.shape[0] // 16
+    total[0] = vectors.exponentiate(
+        x, 0, tiles, np.float32(0), np.float32(131072), x, 0, tiles // 8
+    )
 
 
 def exp2_by_definition(x: np.ndarray) -> np.ndarray:
@@ -84,12 +87,35 @@ def _dots_portable(keys, query, quads, out, tiles):
 
 @njit
 def _values(values, high, low, quads, out):
-    vectors.dot_values_1(values, 0, 256, high, low, 0, 0, quads, out, 0, 0, quads // 3, 64)
+    vectors.dot_values_1(values, 0, 256, low, 0, 0, quads, out, 0, 0, values, 0, quads // 3)
+    vectors.dot_high_values(values, 0, 256, high, 0, quads, out, 0)
+
+
+@njit
+def _values_of_six(values, high, low, quads, out):
+    stride = low.shape[0]
+    weights = np.zeros(6 * stride, np.uint8)
+    weights[4 * stride : 5 * stride] = low
+    sums = np.zeros(6 * 64, np.int32)
+    sums[4 * 64 : 5 * 64] = out
+    vectors.dot_values_6(values, 0, 256, weights, 0, stride, quads, sums, 0, 64, values, 0, 0)
+    if sums[: 4 * 64].any() or sums[5 * 64 :].any():
+        raise AssertionError
+    out[:] = sums[4 * 64 : 5 * 64]
+    vectors.dot_high_values(values, 0, 256, high, 0, quads, out, 0)
 
 
 @njit
 def _values_portable(values, high, low, quads, out):
-    vectors.dot_values_portable(values, 0, 256, high, low, 0, 0, quads, out, 0, 0)
+    vectors.dot_values_portable(values, 0, 256, low, 0, 0, quads, out, 0, 0)
+    vectors.dot_high_values_portable(values, 0, 256, high, 0, quads, out, 0)
+
+
+@njit
+def _values_by_sixteen(values, high, low, quads, out):
+    for d in range(0, 64, 16):
+        vectors.dot_values_16(values, d * 4, 256, low, 0, 0, quads, out, d, 0)
+        vectors.dot_high_values_16(values, d * 4, 256, high, 0, quads, out, d)
 
 
 @pytest.mark.parametrize("kernel", [_dots, _dots_portable])
@@ -107,19 +133,22 @@ def test_dot_products_of_keys(kernel, extreme: bool) -> None:
     assert np.array_equal(out, expected.reshape(-1))
 
 
-@pytest.mark.parametrize("kernel", [_values, _values_portable])
+@pytest.mark.parametrize("kernel", [_values, _values_of_six, _values_portable, _values_by_sixteen])
+@pytest.mark.parametrize("quads", [1, 16, 40, 64])
 @pytest.mark.parametrize("extreme", [False, True])
-def test_dot_products_of_values(kernel, extreme: bool) -> None:
+def test_dot_products_of_values(kernel, quads: int, extreme: bool) -> None:
     generator = np.random.default_rng(6)
-    quads = 40
     values = generator.integers(-127, 128, (quads, 64, 4)).astype(np.int8)
     weights = generator.integers(0, 1500, (quads, 4))
+    weights[generator.integers(0, 4, quads) > 0] &= 255  # high bytes are few
     if extreme:
         values[:], weights[:] = -127, 0
-        weights[3, 1] = 65535
+        weights[quads // 2, 1] = 65535
     out = np.full(64, 11, np.int32)
-    high, low = (weights >> 8).astype(np.uint8), weights.astype(np.uint8)
-    kernel(values.reshape(-1), high.reshape(-1), low.reshape(-1), quads, out)
+    # What lies after the last weight may be read, and must not count.
+    high = np.full(quads * 4 + 60, 255, np.uint8)
+    high[: quads * 4] = (weights >> 8).reshape(-1)
+    kernel(values.reshape(-1), high, weights.astype(np.uint8).reshape(-1), quads, out)
     expected = 11 + np.einsum("qdj,qj->d", values.astype(np.int64), weights)
     assert np.array_equal(out, expected)
 

@@ -131,16 +131,17 @@ def test_some_backend_is_exact_at_each_instruction_set(isa: str) -> None:
 
 @pytest.mark.parametrize("rows", range(1, 14))
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 4), (63, 16), (64, 20), (130, 576)])
-def test_byte_products_of_any_shape(rows: int, outputs: int, inputs: int) -> None:
+@pytest.mark.parametrize("group", [byte_products.TILE_OUTPUTS, byte_products.OUTPUTS_STEP])
+def test_byte_products_of_any_shape(rows: int, outputs: int, inputs: int, group: int) -> None:
     """The kernel itself, which runs on every processor; the backend asks for VNNI."""
     generator = np.random.default_rng(rows * outputs)
     weights = generator.integers(-127, 128, (outputs, inputs)).astype(np.int8)
     codes = generator.integers(-127, 128, (rows, inputs)).astype(np.int8)
     weights[0], codes[0] = 127, -127
     packed = np.zeros(-(-outputs // 64) * 64 * inputs, np.uint8)
-    byte_products.pack(weights, packed)
+    byte_products.pack(weights, packed, group)
     product = np.full((rows, outputs), np.nan, np.float32)
-    byte_products.multiply(packed, codes, product, 0, outputs)
+    byte_products.multiply(packed, codes, product, 0, outputs, group)
     assert np.array_equal(product, exact_product(codes, weights))
 
 

@@ -23,22 +23,28 @@ from archiver.compiled import compiled
 from archiver.predict.kernels.elementary import bits_to_float, float_of_key
 from archiver.predict.kernels.row_lanes import store_quads
 from archiver.predict.kernels.vectors import (
+    EXPONENTIATED,
+    FETCHED_BY_FOUR,
+    FETCHED_BY_QUAD,
+    copy_tiles,
+    dot_high_values,
+    dot_high_values_16,
     dot_keys_1,
     dot_keys_1_rows,
-    dot_keys_1_wide,
     dot_keys_2,
     dot_keys_2_rows,
-    dot_keys_2_wide,
     dot_keys_3,
     dot_keys_3_rows,
-    dot_keys_3_wide,
     dot_values_1,
     dot_values_2,
     dot_values_3,
+    dot_values_6,
     dot_values_16,
     exponentiate,
+    fetch_lines,
     greatest_positive,
     scale_dots,
+    scale_sums,
     sum_codes,
     weigh,
 )
@@ -46,6 +52,8 @@ from archiver.predict.kernels.vectors import (
 TOTAL_ONE = np.float32(131072.0)  # 2^17: weight of the best position in the integer total
 WEIGHT_ONE = np.float32(65472.0)  # total of the integer probabilities; each stays below 2^16
 TOGETHER = 4  # consecutive rows of a stream that share a pass over the keys
+VALUE_ROWS = 2  # of these, that share a pass over the values
+PAGE_LINES = 64  # of 64 bytes, in the smallest pages
 
 
 @compiled()
@@ -72,29 +80,22 @@ def store_key_value(
 
 
 @compiled()
-def _dot_row(keys, key_at, query, query_at, quads, group, dots, at, stride, tiles, ahead):
+def _dot_row(keys, key_at, query, query_at, quads, group, dots, at, stride, tiles):
     """Dot products of 16 * tiles keys with the `group` queries of one row.
 
-    Member m's go to dots[at + m * stride:]. What lies `ahead` bytes after the keys is fetched.
+    Member m's go to dots[at + m * stride:].
     """
-    wide = tiles >> 2 << 2
-    rest_at = key_at + wide * 64 * quads
-    rest = tiles - wide
     member = 0
     while member < group:
         n = min(3, group - member)
         q = query_at + member * 4 * quads
         o = at + member * stride
-        w = o + wide * 16
         if n == 3:
-            dot_keys_3_wide(keys, key_at, query, q, 0, quads, dots, o, 0, stride, wide, ahead)
-            dot_keys_3(keys, rest_at, query, q, 0, quads, dots, w, 0, stride, rest)
+            dot_keys_3(keys, key_at, query, q, 0, quads, dots, o, 0, stride, tiles)
         elif n == 2:
-            dot_keys_2_wide(keys, key_at, query, q, 0, quads, dots, o, 0, stride, wide, ahead)
-            dot_keys_2(keys, rest_at, query, q, 0, quads, dots, w, 0, stride, rest)
+            dot_keys_2(keys, key_at, query, q, 0, quads, dots, o, 0, stride, tiles)
         else:
-            dot_keys_1_wide(keys, key_at, query, q, 0, quads, dots, o, 0, stride, wide, ahead)
-            dot_keys_1(keys, rest_at, query, q, 0, quads, dots, w, 0, stride, rest)
+            dot_keys_1(keys, key_at, query, q, 0, quads, dots, o, 0, stride, tiles)
         member += n
 
 
@@ -113,16 +114,14 @@ def _dot_rows(
     row_stride,
     stride,
     tiles,
-    ahead,
 ):
     """`_dot_row` for `rows` rows whose queries lie `row_items` apart, results `row_stride`."""
     if rows != TOGETHER:
         for row in range(rows):
             q = query_at + row * row_items
             _dot_row(
-                keys, key_at, query, q, quads, group, dots, at + row * row_stride, stride, tiles,
-                ahead,
-            )  # fmt: skip
+                keys, key_at, query, q, quads, group, dots, at + row * row_stride, stride, tiles
+            )
         return
     even = tiles >> 1 << 1
     member = 0
@@ -148,58 +147,95 @@ def _dot_rows(
         for row in range(rows):
             q = query_at + row * row_items
             o = at + row * row_stride + even * 16
-            _dot_row(keys, last, query, q, quads, group, dots, o, stride, 1, ahead)
+            _dot_row(keys, last, query, q, quads, group, dots, o, stride, 1)
 
 
 @compiled()
 def _add_values(
-    values, value_at, head_dim, group, high, low, at, stride, tiles, sums, fetched, ahead
+    values,
+    value_at,
+    head_dim,
+    queries,
+    high,
+    low,
+    at,
+    stride,
+    tiles,
+    sums,
+    ahead,
+    ahead_at,
+    fetched,
 ):
-    """sums += the values of 16 * tiles positions times their weights, for `group` queries.
+    """sums += the values of 16 * tiles positions times their weights, for `queries` queries.
 
-    Member m's weights lie at high[at + m * stride:], its sums at sums[m * head_dim:]. Where
-    head_dim is a multiple of 64, what lies `ahead` bytes after the first `fetched` tiles, at most
-    `tiles`, is fetched.
+    Query q's weights are 256 * high + low, at at + q * stride; its sums lie at
+    sums[q * head_dim:]. The high bytes are 0 for nine in ten positions or more, so these are left
+    out. Meanwhile lines of `ahead` are asked for, FETCHED_BY_QUAD with each of the first `fetched`
+    quads of positions.
     """
     row = head_dim * 4
     quads = tiles * 4
     if head_dim % 64 != 0:
-        for member in range(group):
-            w = at + member * stride
+        for query in range(queries):
+            w = at + query * stride
             for d in range(0, head_dim, 16):
-                o = member * head_dim + d
-                dot_values_16(values, value_at + d * 4, row, high, low, w, 0, quads, sums, o, 0)
+                o = query * head_dim + d
+                v = value_at + d * 4
+                dot_values_16(values, v, row, low, w, 0, quads, sums, o, 0)
+                dot_high_values_16(values, v, row, high, w, quads, sums, o)
         return
-    fetched_quads = fetched * 4
-    member = 0
-    while member < group:
-        n = min(3, group - member)
-        w = at + member * stride
+    query = 0
+    while query < queries:
+        n = 6 if queries - query >= 6 else min(3, queries - query)
+        w = at + query * stride
         for d in range(0, head_dim, 64):
-            o = member * head_dim + d
+            o = query * head_dim + d
             v = value_at + d * 4
-            if n == 3:
+            if n == 6:
+                dot_values_6(
+                    values, v, row, low, w, stride, quads, sums, o, head_dim, ahead, ahead_at,
+                    fetched,
+                )  # fmt: skip
+            elif n == 3:
                 dot_values_3(
-                    values, v, row, high, low, w, stride, quads, sums, o, head_dim,
-                    fetched_quads, ahead,
+                    values, v, row, low, w, stride, quads, sums, o, head_dim, ahead, ahead_at,
+                    fetched,
                 )  # fmt: skip
             elif n == 2:
                 dot_values_2(
-                    values, v, row, high, low, w, stride, quads, sums, o, head_dim,
-                    fetched_quads, ahead,
+                    values, v, row, low, w, stride, quads, sums, o, head_dim, ahead, ahead_at,
+                    fetched,
                 )  # fmt: skip
             else:
                 dot_values_1(
-                    values, v, row, high, low, w, stride, quads, sums, o, head_dim,
-                    fetched_quads, ahead,
+                    values, v, row, low, w, stride, quads, sums, o, head_dim, ahead, ahead_at,
+                    fetched,
                 )  # fmt: skip
-        member += n
+            for m in range(n):
+                dot_high_values(values, v, row, high, w + m * stride, quads, sums, o + m * head_dim)
+        query += n
+
+
+@compiled()
+def _next_head(kv, row, row_stream, row_position, windows, slots):
+    """Which keys are read after those of a row and a head: their stream, their first slot, and how
+    many tiles of them lie there in order."""
+    stream = row_stream[row]
+    kv += 1
+    if kv == windows.shape[0]:
+        kv = 0
+        stream = row_stream[min(row + 1, row_stream.shape[0] - 1)]
+    first_tile = max(0, row_position[row] - windows[kv] + 1) >> 4
+    ring_tiles = (slots[kv + 1] - slots[kv]) >> 4
+    begin = first_tile % ring_tiles
+    tiles = min((row_position[row] >> 4) - first_tile + 1, ring_tiles - begin)
+    return stream, slots[kv] + begin * 16, tiles
 
 
 @compiled()
 def visible_items(window, sinks):
     """Items of scratch that one row of `attend` needs for each of its queries, at most."""
-    return ((sinks + 15) >> 4) * 16 + ((window + TOGETHER + 14) >> 4) * 16 + 16
+    return ((sinks + 15) >> 4) * 16 + ((window + TOGETHER + 14) >> 4) * 16 + 64
 
 
 @compiled()
@@ -238,7 +274,7 @@ def attend(
             sink_*: the same for the first `sinks` positions, [streams, kv_heads, ...].
         row_stream: int32 [rows]; row_position: int32 [rows], the row's own position.
         dots: int32 [4 * heads / kv_heads, items], scales: float32 [2, items],
-            weights: uint8 [2, heads / kv_heads, items]: scratch, items from `visible_items`.
+            weights: uint8 [2, 2 * heads / kv_heads, items]: scratch, items from `visible_items`.
         out: float32 [rows, heads * head_dim].
 
     Tiles are worked on whole: positions of a tile that the row does not see get a logit so low
@@ -261,9 +297,11 @@ def attend(
     value_factors = scales[1]
     high = weights[0].reshape(-1)
     low = weights[1].reshape(-1)
-    sums = np.empty(group * head_dim, np.int32)
+    sums = np.empty(VALUE_ROWS * group * head_dim, np.int32)
+    value_max = np.empty(VALUE_ROWS, np.float32)
     flat_query = query.reshape(-1)
     flat_sink_query = sink_query.reshape(-1)
+    flat_out = out.reshape(-1)
     row = 0
     while row < rows:
         s = row_stream[row]
@@ -291,91 +329,103 @@ def attend(
             k = keys[s, slots[kv] * head_dim :]
             v = values[s, slots[kv] * head_dim :]
             sink_v = sink_values[s, kv]
-            near = slice(slots[kv] + first_slot * 16, slots[kv] + (first_slot + near_tiles) * 16)
-            far = slice(slots[kv], slots[kv] + far_tiles * 16)
-            end = far_lead + far_tiles * 16
-            key_factors[:lead] = sink_key_scales[s, kv, :lead]
-            key_factors[lead:far_lead] = key_scales[s, near]
-            key_factors[far_lead:end] = key_scales[s, far]
-            value_factors[:lead] = sink_value_scales[s, kv, :lead]
-            value_factors[lead:far_lead] = value_scales[s, near]
-            value_factors[far_lead:end] = value_scales[s, far]
-            next_kv = kv + 1
-            next_s = s
-            if next_kv == kv_heads:
-                next_kv = 0
-                next_s = row_stream[min(row + 1, rows - 1)]
-            next_keys = keys[next_s, slots[next_kv] * head_dim :]
-            next_tile = max(0, row_position[row] - windows[next_kv] + 1) >> 4
-            next_ring = (slots[next_kv + 1] - slots[next_kv]) >> 4
-            next_slot = next_tile % next_ring
-            next_tiles = min((last >> 4) - next_tile + 1, next_ring - next_slot)
-            # Every stream's cache passes through once a step. While the keys are multiplied, memory
-            # brings the values; while the values are added up, the next head's keys. (Asking for
-            # them between the exponentials as well was no faster.)
-            to_values = v.ctypes.data - k.ctypes.data
-            to_next = next_keys.ctypes.data + next_slot * tile_bytes - v.ctypes.data - near_at
-            to_next_tiles = next_tiles if together == 1 else 0
+            near_slot = slots[kv] + first_slot * 16
+            copy_tiles(sink_key_scales[s, kv], 0, key_factors, 0, sink_tiles)
+            copy_tiles(key_scales[s], near_slot, key_factors, lead, near_tiles)
+            copy_tiles(key_scales[s], slots[kv], key_factors, far_lead, far_tiles)
+            copy_tiles(sink_value_scales[s, kv], 0, value_factors, 0, sink_tiles)
+            copy_tiles(value_scales[s], near_slot, value_factors, lead, near_tiles)
+            copy_tiles(value_scales[s], slots[kv], value_factors, far_lead, far_tiles)
+            # A single row's keys and values have been displaced from the caches by those of other
+            # streams. They are read in order, which the processor foresees but for the beginning.
+            # So that is asked for while exponentials leave memory idle, and the next head's
+            # beginning with the values. A line of each page, long before, has its address ready.
+            next_s, next_slot, next_tiles = _next_head(
+                kv, row, row_stream, row_position, windows, slots
+            )
+            next_at = next_slot * head_dim
+            next_quads = 0
+            lines = 0
+            if together == 1:
+                next_quads = min(near_tiles * 4, next_tiles * quads // FETCHED_BY_QUAD)
+                lines = near_tiles * quads
+                pages = next_tiles * quads // PAGE_LINES
+                fetch_lines(keys[next_s], next_at, pages, PAGE_LINES)
+                fetch_lines(values[next_s], next_at, pages, PAGE_LINES)
+                fetch_lines(key_scales[next_s], next_slot, next_tiles, 1)
+                fetch_lines(value_scales[next_s], next_slot, next_tiles, 1)
             at = (row * heads + kv * group) * head_dim
             _dot_rows(
                 sink_keys[s, kv], 0, flat_sink_query, at, row_items, quads, together, group,
-                flat_dots, 0, row_stride, items, sink_tiles, 0,
+                flat_dots, 0, row_stride, items, sink_tiles,
             )  # fmt: skip
             _dot_rows(
                 k, near_at, flat_query, at, row_items, quads, together, group,
-                flat_dots, lead, row_stride, items, near_tiles, to_values,
+                flat_dots, lead, row_stride, items, near_tiles,
             )  # fmt: skip
             _dot_rows(
                 k, 0, flat_query, at, row_items, quads, together, group,
-                flat_dots, far_lead, row_stride, items, far_tiles, to_values,
+                flat_dots, far_lead, row_stride, items, far_tiles,
             )  # fmt: skip
-            for r in range(row, row + together):
-                first = max(0, row_position[r] - window + 1)
-                begin = first - first_tile * 16
-                end = row_position[r] - first_tile * 16 + 1
-                seen_sinks = min(sinks, first)
-                greatest = max(
-                    greatest_positive(value_factors, 0, sink_tiles, 0, seen_sinks),
-                    greatest_positive(value_factors, lead, tiles, begin, end),
-                )
-                value_max = bits_to_float(greatest)
-                for member in range(group):
-                    head = kv * group + member
-                    mine = (r - row) * row_stride + member * items
-                    place = (r * heads + head) * head_dim
-                    key = scale_dots(
-                        flat_dots, mine, np.int32(128) * sum_codes(flat_sink_query, place, quads),
-                        sink_query_scale[r, head], key_factors, 0, sink_tiles, 0, seen_sinks,
-                    )  # fmt: skip
-                    key = max(
-                        key,
-                        scale_dots(
-                            flat_dots, mine + lead,
-                            np.int32(128) * sum_codes(flat_query, place, quads),
-                            query_scale[r, head], key_factors, lead, tiles, begin, end,
-                        ),
-                    )  # fmt: skip
-                    top = float_of_key(key)
-                    total = exponentiate(flat_dots, mine, sink_tiles + tiles, top, TOTAL_ONE)
-                    share = ((WEIGHT_ONE * TOTAL_ONE) / np.float32(total)) / value_max
-                    weigh(
-                        flat_dots, mine, value_factors, 0, sink_tiles + tiles, share, high, low,
-                        member * items,
-                    )  # fmt: skip
+            for begin_row in range(row, row + together, VALUE_ROWS):
+                end_row = min(begin_row + VALUE_ROWS, row + together)
+                for r in range(begin_row, end_row):
+                    first = max(0, row_position[r] - window + 1)
+                    begin = first - first_tile * 16
+                    end = row_position[r] - first_tile * 16 + 1
+                    seen_sinks = min(sinks, first)
+                    greatest = max(
+                        greatest_positive(value_factors, 0, sink_tiles, 0, seen_sinks),
+                        greatest_positive(value_factors, lead, tiles, begin, end),
+                    )
+                    value_max[r - begin_row] = bits_to_float(greatest)
+                    for member in range(group):
+                        head = kv * group + member
+                        mine = (r - row) * row_stride + member * items
+                        place = (r * heads + head) * head_dim
+                        key = scale_dots(
+                            flat_dots, mine,
+                            np.int32(128) * sum_codes(flat_sink_query, place, quads),
+                            sink_query_scale[r, head], key_factors, 0, sink_tiles, 0, seen_sinks,
+                        )  # fmt: skip
+                        key = max(
+                            key,
+                            scale_dots(
+                                flat_dots, mine + lead,
+                                np.int32(128) * sum_codes(flat_query, place, quads),
+                                query_scale[r, head], key_factors, lead, tiles, begin, end,
+                            ),
+                        )  # fmt: skip
+                        top = float_of_key(key)
+                        fetched = (sink_tiles + tiles) // EXPONENTIATED
+                        begin_line = member * fetched * FETCHED_BY_FOUR
+                        fetched = min(fetched, max(0, lines - begin_line) // FETCHED_BY_FOUR)
+                        total = exponentiate(
+                            flat_dots, mine, sink_tiles + tiles, top, TOTAL_ONE,
+                            v, near_at + begin_line * 64, fetched,
+                        )  # fmt: skip
+                        share = (WEIGHT_ONE * TOTAL_ONE) / np.float32(total)
+                        weigh(
+                            flat_dots, mine, value_factors, 0, sink_tiles + tiles,
+                            share / value_max[r - begin_row], high, low,
+                            ((r - begin_row) * group + member) * items,
+                        )  # fmt: skip
                 sums[:] = 0
-                _add_values(sink_v, 0, head_dim, group, high, low, 0, items, sink_tiles, sums, 0, 0)
-                near_next = min(near_tiles, to_next_tiles)
+                queries = (end_row - begin_row) * group
                 _add_values(
-                    v, near_at, head_dim, group, high, low, lead, items, near_tiles, sums,
-                    near_next, to_next,
+                    sink_v, 0, head_dim, queries, high, low, 0, items, sink_tiles, sums, v, 0, 0
+                )
+                _add_values(
+                    v, near_at, head_dim, queries, high, low, lead, items, near_tiles, sums,
+                    keys[next_s], next_at, next_quads,
                 )  # fmt: skip
                 _add_values(
-                    v, 0, head_dim, group, high, low, far_lead, items, far_tiles, sums,
-                    min(far_tiles, to_next_tiles - near_next),
-                    to_next + near_at + near_tiles * tile_bytes,
-                )  # fmt: skip
-                back = value_max / WEIGHT_ONE
-                mine = kv * group * head_dim
-                for d in range(group * head_dim):
-                    out[r, mine + d] = np.float32(sums[d]) * back
+                    v, 0, head_dim, queries, high, low, far_lead, items, far_tiles, sums, v, 0, 0
+                )
+                for r in range(begin_row, end_row):
+                    back = value_max[r - begin_row] / WEIGHT_ONE
+                    scale_sums(
+                        sums, (r - begin_row) * group * head_dim, back,
+                        flat_out, (r * heads + kv * group) * head_dim, (group * head_dim) >> 4,
+                    )  # fmt: skip
         row += together

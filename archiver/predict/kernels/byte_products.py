@@ -1,7 +1,10 @@
 """The product of int8 matrices by the processor's byte dot products.
 
-    weights  uint8, weight + 128     [output tile of 16][quad of inputs][output in tile][4]
+    weights  uint8, weight + 128     [group of outputs][quad of inputs][output in group][4]
     codes    int8                    [row][input]
+
+A group is 16 outputs where tile registers multiply, 64 elsewhere: so many pass through memory at a
+time, and what is read strictly in order comes two to three times as fast.
 
 The instruction multiplies unsigned by signed bytes and adds four products into an int32 that wraps
 at 2^32 only: 128 times the row's sum of codes is taken off afterwards. Weights pass through the
@@ -31,28 +34,34 @@ from archiver.predict.kernels.vectors import (
     multiply_4,
     multiply_5,
     multiply_6,
+    multiply_6_fetching,
     sum_codes,
 )
 
+TILE_OUTPUTS = 16  # that fill the lanes of a register
 OUTPUTS_STEP = 64  # outputs of one step: four tiles, so weights are padded to a multiple
+ROWS_STEP = 6  # rows of one step
+FETCHING_ROWS = 2 * ROWS_STEP  # which are work enough to bring the next weights meanwhile
 PANEL_OUTPUTS = 32  # outputs of one step in tile registers
 INPUTS_MAX = ((1 << 31) - 1) // (255 * 127)  # 66,310: longer sums could pass 2^31
 
 
 @compiled()
-def pack(weights, packed):
+def pack(weights, packed, group):
     """packed = weights + 128 in the layout above.
 
     Args:
         weights: int8 [outputs, inputs], inputs a multiple of 4.
         packed: uint8 [outputs rounded up to 64, inputs], flat; filled with 128 where padded.
+        group: TILE_OUTPUTS or OUTPUTS_STEP.
     """
     outputs, inputs = weights.shape
     packed[:] = np.uint8(128)
     for output in range(outputs):
-        base = (output >> 4) * 16 * inputs + (output & 15) * 4
+        base = output // group * group * inputs + output % group * 4
         for i in range(inputs):
-            packed[base + (i >> 2) * 64 + (i & 3)] = np.uint8(np.int32(weights[output, i]) + 128)
+            place = base + (i >> 2) * 4 * group + (i & 3)
+            packed[place] = np.uint8(np.int32(weights[output, i]) + 128)
 
 
 @compiled()
@@ -75,15 +84,16 @@ def _biases(codes, rows, inputs):
 
 
 @compiled()
-def multiply(packed, codes, product, begin, end):
+def multiply(packed, codes, product, begin, end, group):
     """product[r, o] = float32(sum over i of codes[r, i] * weights[o, i]) for begin <= o < end.
 
     Args:
         packed: uint8, see `pack`; codes: int8 [rows, inputs]; product: float32 [rows, outputs].
-        begin: a multiple of 64.
+        begin: a multiple of 64; group: of the layout.
     """
     rows, inputs = codes.shape
     quads = inputs >> 2
+    tile_lines, quad_lines = (quads, 1) if group == TILE_OUTPUTS else (1, group // TILE_OUTPUTS)
     flat = codes.reshape(-1)
     sums = np.empty((rows, OUTPUTS_STEP), np.int32)
     flat_sums = sums.reshape(-1)
@@ -91,24 +101,50 @@ def multiply(packed, codes, product, begin, end):
     for first in range(begin, end, OUTPUTS_STEP):
         at = first * inputs
         row = 0
-        while rows - row >= 6:
-            multiply_6(
-                packed, at, flat, row * inputs, quads, flat_sums, row * OUTPUTS_STEP, OUTPUTS_STEP
-            )
-            row += 6
+        while rows - row >= ROWS_STEP:
+            code_at = row * inputs
+            out_at = row * OUTPUTS_STEP
+            if row < FETCHING_ROWS <= rows:
+                # Half of the next weights' tiles each time.
+                ahead = at + OUTPUTS_STEP * inputs + row // ROWS_STEP * 2 * tile_lines * 64
+                multiply_6_fetching(
+                    packed, at, tile_lines, quad_lines, flat, code_at, quads, flat_sums, out_at,
+                    OUTPUTS_STEP, ahead,
+                )  # fmt: skip
+            else:
+                multiply_6(
+                    packed, at, tile_lines, quad_lines, flat, code_at, quads, flat_sums, out_at,
+                    OUTPUTS_STEP,
+                )  # fmt: skip
+            row += ROWS_STEP
         rest = rows - row
         code_at = row * inputs
         out_at = row * OUTPUTS_STEP
         if rest == 5:
-            multiply_5(packed, at, flat, code_at, quads, flat_sums, out_at, OUTPUTS_STEP)
+            multiply_5(
+                packed, at, tile_lines, quad_lines, flat, code_at, quads, flat_sums, out_at,
+                OUTPUTS_STEP,
+            )  # fmt: skip
         elif rest == 4:
-            multiply_4(packed, at, flat, code_at, quads, flat_sums, out_at, OUTPUTS_STEP)
+            multiply_4(
+                packed, at, tile_lines, quad_lines, flat, code_at, quads, flat_sums, out_at,
+                OUTPUTS_STEP,
+            )  # fmt: skip
         elif rest == 3:
-            multiply_3(packed, at, flat, code_at, quads, flat_sums, out_at, OUTPUTS_STEP)
+            multiply_3(
+                packed, at, tile_lines, quad_lines, flat, code_at, quads, flat_sums, out_at,
+                OUTPUTS_STEP,
+            )  # fmt: skip
         elif rest == 2:
-            multiply_2(packed, at, flat, code_at, quads, flat_sums, out_at, OUTPUTS_STEP)
+            multiply_2(
+                packed, at, tile_lines, quad_lines, flat, code_at, quads, flat_sums, out_at,
+                OUTPUTS_STEP,
+            )  # fmt: skip
         elif rest == 1:
-            multiply_1(packed, at, flat, code_at, quads, flat_sums, out_at, OUTPUTS_STEP)
+            multiply_1(
+                packed, at, tile_lines, quad_lines, flat, code_at, quads, flat_sums, out_at,
+                OUTPUTS_STEP,
+            )  # fmt: skip
         last = min(first + OUTPUTS_STEP, end)
         for row in range(rows):
             _correct(sums[row], bias[row], product[row, first:last])
@@ -119,6 +155,7 @@ def multiply_by_tiles(packed, codes, product, begin, end, shapes):
     """`multiply` by the processor's tile registers, for inputs a multiple of 64.
 
     Args:
+        packed: in groups of TILE_OUTPUTS.
         begin: a multiple of 32.
         shapes: `tiles.PANEL_SHAPES`.
     """
@@ -160,17 +197,19 @@ def multiply_by_tiles(packed, codes, product, begin, end, shapes):
     release_tiles()
 
 
-def multiply_some(packed, codes, product, begin, end, shapes):
+def multiply_some(packed, codes, product, begin, end, group, shapes):
     """`multiply_by_tiles`, or `multiply` where `shapes` is None; for kernels to call."""
     raise NotImplementedError
 
 
 @overload(multiply_some)
-def _by_what_is_there(packed, codes, product, begin, end, shapes):
+def _by_what_is_there(packed, codes, product, begin, end, group, shapes):
     # Only the one that is called may be compiled: a processor without tile registers has no
     # instructions for them.
     if isinstance(shapes, types.NoneType):
-        return lambda packed, codes, product, begin, end, shapes: multiply(
-            packed, codes, product, begin, end
+        return lambda packed, codes, product, begin, end, group, shapes: multiply(
+            packed, codes, product, begin, end, group
         )
-    return multiply_by_tiles.py_func
+    return lambda packed, codes, product, begin, end, group, shapes: multiply_by_tiles(
+        packed, codes, product, begin, end, shapes
+    )

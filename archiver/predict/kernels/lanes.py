@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, SupportsFloat, TypeAlias
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import config, types
 from numba.core import cgutils
@@ -34,6 +35,8 @@ I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType(
 BYTES = ir.VectorType(I8, LANES)
 INTS = ir.VectorType(I32, LANES)
 FLOATS = ir.VectorType(F32, LANES)
+
+ROUNDING_BITS = int(ROUNDING_MAGIC.view(np.int32))  # 0x4B400000, whose low 22 bits are 0
 
 ARRAY, INDEX = types.Array, types.int64
 """Arguments of intrinsics: an array of any type; a number of items or tiles."""
@@ -84,11 +87,11 @@ class LaneBuilder:
         vector = self.builder.insert_element(undefined, scalar, I32(0))
         return self.builder.shuffle_vector(vector, undefined, self.ints(0))
 
-    def fetch(self, pointer: Any, ahead: Any) -> None:
-        """The processor begins to bring the line `ahead` bytes after the pointer into its
-        second-level cache; an address where nothing lies does no harm."""
+    def fetch(self, lines: Any, number: Any) -> None:
+        """The processor begins to bring a line into its caches, the one so many after the pointer
+        to INTS; an address where nothing lies does no harm."""
         b = self.builder
-        line = b.gep(b.bitcast(pointer, I8.as_pointer()), [ahead])
+        line = b.bitcast(b.gep(lines, [number]), I8.as_pointer())
         signature = ir.FunctionType(ir.VoidType(), [line.type, I32, I32, I32])
         function = cgutils.get_or_insert_function(b.module, signature, "llvm.prefetch.p0")
         b.call(function, [line, I32(0), I32(2), I32(1)])  # to read, second level, data
@@ -132,18 +135,29 @@ class LaneBuilder:
         magic = self.floats(ROUNDING_MAGIC)
         return self.builder.fsub(self.builder.fadd(x, magic), magic)
 
-    def exp2(self, x: Any) -> Any:
-        """`elementary.exp2_nonpositive`, the same operations in the same order."""
+    def round_bits(self, x: Any) -> Any:
+        """`ROUNDING_BITS` + the nearest integers, for |x| < 2^22: they are the low bits of a sum
+        whose unit is 1."""
+        return self.builder.bitcast(self.builder.fadd(x, self.floats(ROUNDING_MAGIC)), INTS)
+
+    def exp2(self, *exponents: Any) -> list[Any]:
+        """`elementary.exp2_nonpositive` of each, the same operations in the same order.
+
+        More than one at a time keeps the processor busy, whose operations take their time.
+        """
         b = self.builder
-        floor = self.floats(EXP2_FLOOR)
-        x = b.select(b.fcmp_ordered(">", x, floor), x, floor)
-        whole = self.round(x)
-        f = b.fsub(x, whole)
-        p = b.fadd(b.fmul(self.floats(EXP2_C5), f), self.floats(EXP2_C4))
+        floor, magic = self.floats(EXP2_FLOOR), self.floats(ROUNDING_MAGIC)
+        xs = [b.select(b.fcmp_ordered(">", x, floor), x, floor) for x in exponents]
+        sums = [b.fadd(x, magic) for x in xs]
+        fs = [b.fsub(x, b.fsub(total, magic)) for x, total in zip(xs, sums, strict=True)]
+        ps = [b.fadd(b.fmul(self.floats(EXP2_C5), f), self.floats(EXP2_C4)) for f in fs]
         for coefficient in (EXP2_C3, EXP2_C2, EXP2_C1, 1.0):
-            p = b.fadd(b.fmul(p, f), self.floats(coefficient))
-        exponent = b.add(b.fptosi(whole, INTS), self.ints(127))
-        return b.fmul(p, b.bitcast(b.shl(exponent, self.ints(23)), FLOATS))
+            constant = self.floats(coefficient)
+            ps = [b.fadd(b.fmul(p, f), constant) for p, f in zip(ps, fs, strict=True)]
+        # The shift leaves the integer alone of the sum's bits, and makes it an exponent.
+        shifted = [b.shl(b.bitcast(total, INTS), self.ints(23)) for total in sums]
+        powers = [b.bitcast(b.add(x, self.ints(127 << 23)), FLOATS) for x in shifted]
+        return [b.fmul(p, power) for p, power in zip(ps, powers, strict=True)]
 
     def add_quad_products(self, acc: Any, unsigned: Any, signed: Any, native: bool) -> Any:
         """acc[i] + sum over j < 4 of u8(unsigned[i], j) * s8(signed[i], j)."""

@@ -56,10 +56,13 @@ class Product(ABC):
 
 
 class VnniProduct(Product):
-    """Attributes: packed: uint8, the weights as `byte_products` lays them out."""
+    """Attributes: packed: uint8, the weights as `byte_products` lays them out, in groups of `group`
+    outputs; outputs_step: of which parts of a product are multiples.
+    """
 
     name = "vnni"
     outputs_step: ClassVar[int] = byte_products.OUTPUTS_STEP
+    group: ClassVar[int] = byte_products.OUTPUTS_STEP
 
     def __init__(self, weights: Int8Array) -> None:
         outputs, inputs = weights.shape
@@ -67,20 +70,21 @@ class VnniProduct(Product):
             raise NotImplementedError("no byte dot products, or not for this size")
         padded = -(-outputs // byte_products.OUTPUTS_STEP) * byte_products.OUTPUTS_STEP
         self.packed = large_pages(padded * inputs)
-        byte_products.pack(np.ascontiguousarray(weights), self.packed)
+        byte_products.pack(np.ascontiguousarray(weights), self.packed, self.group)
 
     def __call__(self, codes: Int8Array, product: Float32Array) -> None:
         self.multiply(codes, product, 0, product.shape[1])
 
     def multiply(self, codes: Int8Array, product: Float32Array, begin: int, end: int) -> None:
         """product[:, begin:end] alone; begin is a multiple of `outputs_step`."""
-        byte_products.multiply(self.packed, codes, product, begin, end)
+        byte_products.multiply(self.packed, codes, product, begin, end, self.group)
 
 
 class AmxProduct(VnniProduct):
     name = "amx"
     tiled = True
     outputs_step = byte_products.PANEL_OUTPUTS
+    group = byte_products.TILE_OUTPUTS
 
     def __init__(self, weights: Int8Array) -> None:
         if not has_tile_registers() or weights.shape[1] % TILE_BYTES:

@@ -83,7 +83,7 @@ def gate(v: LaneBuilder, product, scale, weight_scales, gated, tiles):
         gate, up = value(loop.index), value(b.add(loop.index, tiles))
         power = b.bitcast(b.fmul(gate, v.floats(LOG2_E)), INTS)
         power = b.bitcast(b.or_(power, v.ints(-(2**31))), FLOATS)  # -|gate| log2(e)
-        e = v.exp2(power)
+        (e,) = v.exp2(power)
         one = v.floats(1.0)
         one_or_e = b.select(b.fcmp_ordered(">=", gate, v.floats(0.0)), one, e)
         share = b.fdiv(one_or_e, b.fadd(one, e))

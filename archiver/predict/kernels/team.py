@@ -112,7 +112,7 @@ class Model(NamedTuple):
             sink_slots: of each head; layer_sinks: int32 [layers].
         epsilon, logit_unit, span: as `normalize`, `project_heads` and `gate_and_rotate` have them.
         head_packed: uint8, head_scales: float32 [vocabulary].
-        shapes: as `multiply_some` has them.
+        group, shapes: as `multiply_some` has them.
     """
 
     outputs: Int64Array
@@ -128,6 +128,7 @@ class Model(NamedTuple):
     span: int
     head_packed: UInt8Array
     head_scales: Float32Array
+    group: int
     shapes: Any
 
 
@@ -229,7 +230,7 @@ def _layer_of(model, own, number, places):
 
 
 @compiled()
-def _share_product(part, room, matrix, packed, codes, outputs, shapes):
+def _share_product(part, room, matrix, packed, codes, outputs, group, shapes):
     """All members multiply all rows, each by its own outputs.
 
     Returns:
@@ -239,7 +240,7 @@ def _share_product(part, room, matrix, packed, codes, outputs, shapes):
     part.met[0] += part.members
     meet(part.meeting, part.met[0])
     begin, end = part.outputs[matrix, 0], part.outputs[matrix, 1]
-    multiply_some(packed, codes, product, begin, end, shapes)
+    multiply_some(packed, codes, product, begin, end, group, shapes)
     part.met[0] += part.members
     meet(part.meeting, part.met[0])
     return product
@@ -255,7 +256,7 @@ def _step_layer(part, rows, own, model, layer):
 
     normalize(own.x, model.epsilon, codes, scales)
     product = _share_product(
-        part, rows.room, QKV, qkv, rows.codes, qkv_scales.shape[0], model.shapes
+        part, rows.room, QKV, qkv, rows.codes, qkv_scales.shape[0], model.group, model.shapes
     )
     project_heads(
         product[mine], scales, qkv_scales, *layer.angles, *layer.places, model.sinks,
@@ -267,16 +268,25 @@ def _step_layer(part, rows, own, model, layer):
     )  # fmt: skip
     quantize_rows(own.attended, rows.attended_codes[mine], inner_scales)
     product = _share_product(
-        part, rows.room, OUT, o, rows.attended_codes, o_scales.shape[0], model.shapes
+        part, rows.room, OUT, o, rows.attended_codes, o_scales.shape[0], model.group, model.shapes
     )
     add_product(own.x, product[mine], inner_scales, o_scales)
     normalize(own.x, model.epsilon, codes, scales)
-    product = _share_product(part, rows.room, UP, up, rows.codes, up_scales.shape[0], model.shapes)
+    product = _share_product(
+        part, rows.room, UP, up, rows.codes, up_scales.shape[0], model.group, model.shapes
+    )
     gate_and_rotate(
         product[mine], scales, up_scales, model.span, rows.activated_codes[mine], inner_scales
     )
     product = _share_product(
-        part, rows.room, DOWN, down, rows.activated_codes, down_scales.shape[0], model.shapes
+        part,
+        rows.room,
+        DOWN,
+        down,
+        rows.activated_codes,
+        down_scales.shape[0],
+        model.group,
+        model.shapes,
     )
     add_product(own.x, product[mine], inner_scales, down_scales)
 
@@ -288,7 +298,7 @@ def _weigh_streams(part, rows, own, model):
     normalize(own.x, model.epsilon, rows.codes[mine], rows.scales[mine])
     product = _share_product(
         part, rows.room, HEAD, model.head_packed, rows.codes, model.head_scales.shape[0],
-        model.shapes,
+        model.group, model.shapes,
     )  # fmt: skip
     logits = np.empty(model.head_scales.shape[0], np.float32)
     for stream in range(part.first, part.last):

@@ -169,8 +169,10 @@ def attend_by_tiles(
                         ),
                     )  # fmt: skip
                     top = float_of_key(key)
-                    total = exponentiate(flat_dots, mine, sink_tiles, top, TOTAL_ONE)
-                    total += exponentiate(flat_dots, mine + from_item, tiles, top, TOTAL_ONE)
+                    total = exponentiate(flat_dots, mine, sink_tiles, top, TOTAL_ONE, v, 0, 0)
+                    total += exponentiate(
+                        flat_dots, mine + from_item, tiles, top, TOTAL_ONE, v, 0, 0
+                    )
                     share = ((WEIGHT_ONE * TOTAL_ONE) / np.float32(total)) / value_max[r]
                     weigh(flat_dots, mine, value_factors, 0, sink_tiles, share, high, low, mine)
                     weigh(
