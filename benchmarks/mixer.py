@@ -23,7 +23,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from archiver.codec.frame import PredictedText, StreamPlan, encode_text, open_codec, settings_for
+from archiver.codec.encoder import PredictedText, encode_text
+from archiver.codec.frame import open_codec, settings_for
+from archiver.codec.streams import StreamPlan
 from archiver.codec.transform_fields import decode_transforms, encode_transforms
 from archiver.frames import cut_frames
 from archiver.mixing.layout import CONTEXTS, MAPS, MATCHES, SETS

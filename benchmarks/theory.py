@@ -168,7 +168,7 @@ def prepare(
         TheoryError: the file is not cut into the archive's frames by the default settings.
         WeightsError: the weights are not the archive's model's.
     """
-    from archiver.codec.frame import plan_streams
+    from archiver.codec.streams import plan_streams
     from archiver.frames import cut_frames
     from archiver.levels import DEFAULT_LEVEL, LEVELS
     from archiver.options import DEFAULT_FRAME_BYTES

@@ -13,15 +13,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from archiver.codec import symbols as loop
+from archiver.codec.encoder import (
+    HAS_ESCAPES,
+    HAS_TRANSFORMS,
+    PredictedText,
+    Text,
+    TextEncoder,
+    new_mixer,
+)
 from archiver.codec.signatures import signature_bits
-from archiver.codec.transform_fields import decode_transforms, encode_transforms
-from archiver.codec.workers import ModelWorkers, usable_cores
+from archiver.codec.streams import StreamPlan, plan_streams
+from archiver.codec.transform_fields import decode_transforms
+from archiver.codec.workers import ModelWorkers, Predictions, usable_cores
 from archiver.coding import range_coder
 from archiver.container.layout import (
     LARGEST_STREAM_TOKENS,
@@ -31,11 +39,10 @@ from archiver.container.layout import (
     MixerSection,
     PredictorSection,
 )
-from archiver.container.varint import MalformedError, decode_varint, encode_varint
+from archiver.container.varint import MalformedError, decode_varint
 from archiver.errors import LimitExceededError, UnsupportedVersionError, UsageError
 from archiver.levels import SINK_TOKENS, Chunking
 from archiver.mixing.parameters import MIXER_VERSION, MixerParameters
-from archiver.mixing.state import MixerState, new_state
 from archiver.options import CPU
 from archiver.predict.devices import open_engine
 from archiver.predict.engine_base import ENGINE_VERSION, EngineBase
@@ -49,7 +56,7 @@ from archiver.text.framing import Symbols, symbols_of
 from archiver.text.tokenizer import TextTokenizer, TokenizerOwner
 from archiver.text.transforms import ALL_SWAPS, NONE, Span, Swap, Transforms, transform
 from archiver.text.vocabulary import Vocabulary
-from archiver.types import Int32Array, Int64Array, Progress, UInt8Array, UInt32Array, UInt64Array
+from archiver.types import Int32Array, Int64Array, Progress
 
 if TYPE_CHECKING:
     from archiver.options import CompressOptions
@@ -57,10 +64,6 @@ if TYPE_CHECKING:
     from archiver.predict.predictor import Predictor
 
 CACHE_BYTES_MAX = 64 << 30
-# Flags of the payload.
-HAS_ESCAPES = 1
-HAS_TRANSFORMS = 2
-
 # Two bytes of a frame are the same with a chance of 1/256 where they are compressed or encrypted,
 # of 1/64 in Base64, and of 1/30 and more in text of any character set.
 COLLISIONS_MIN = 128
@@ -68,118 +71,6 @@ COLLISIONS_MIN = 128
 
 class PayloadError(Exception):
     """The payload cannot be what an encoder wrote; the message says why."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamPlan:
-    """How a frame's symbols are split: `streams` contiguous chunks, the first ones longest.
-
-    Attributes:
-        symbols: of the frame, at least 1; streams: 1 .. symbols.
-    """
-
-    symbols: int
-    streams: int
-
-    @property
-    def starts(self) -> Int64Array:
-        """int64 [streams + 1]: the first symbol of each chunk, and the end."""
-        short, longer = divmod(self.symbols, self.streams)
-        numbers = np.arange(self.streams + 1, dtype=np.int64)
-        return numbers * short + np.minimum(numbers, longer)
-
-    @property
-    def steps(self) -> int:
-        """Symbols of the longest chunk."""
-        return -(-self.symbols // self.streams)
-
-    def active(self, step: int) -> int:
-        """How many streams, always the first ones, have a symbol at `step`."""
-        return self.streams if step < self.symbols // self.streams else self.symbols % self.streams
-
-
-def plan_streams(
-    symbols: int, chunking: Chunking, largest: int = LARGEST_STREAM_TOKENS
-) -> StreamPlan:
-    """The streams of a frame: as many as the chunking allows, within the format's limits.
-
-    Args:
-        largest: symbols that a stream may have.
-    """
-    chunk_tokens = max(chunking.tokens_min, -(-symbols // chunking.streams))
-    chunk_tokens = min(chunk_tokens, largest)
-    return StreamPlan(symbols=symbols, streams=min(-(-symbols // chunk_tokens), LARGEST_STREAMS))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictedText:
-    """A frame's symbols and the model's probabilities of their decisions.
-
-    Attributes:
-        text_bytes: what the symbols stand for, made of the content by `transforms`.
-        ranks: int32 [symbols], ESCAPE for escapes.
-        probabilities: uint32, P(1) in units of 2^-22, symbol after symbol; firsts: int64
-            [symbols], index of each symbol's first.
-        runs: uint8, the escapes' bytes joined; run_offsets: int64 [symbols + 1], where a symbol's
-            run begins, and the end.
-        guesses: int32 [symbols], signatures: uint64 [symbols, words], of the model's states (see
-            `mixing.nearest`); signature_bits: of each.
-    """
-
-    text_bytes: int
-    transforms: Transforms
-    plan: StreamPlan
-    ranks: Int32Array
-    probabilities: UInt32Array
-    firsts: Int64Array
-    runs: UInt8Array
-    run_offsets: Int64Array
-    guesses: Int32Array
-    signatures: UInt64Array
-    signature_bits: int
-
-
-def encode_text(text: PredictedText, mixer: MixerParameters, vocabulary: Vocabulary) -> bytes:
-    """The payload of a frame."""
-    # A decision costs at most 22 bits; an escaped byte has nine, a symbol one of its own.
-    decisions = len(text.probabilities) + 9 * len(text.runs) + len(text.ranks)
-    buffer = np.empty(3 * decisions + 64, np.uint8)
-    state = range_coder.new_encoder()
-    starts = text.plan.starts
-    has_escapes = bool(len(text.runs))
-    has_transforms = text.transforms != NONE
-    loop.encode_symbols(
-        state, buffer,
-        _new_mixer(mixer, text.plan, text.text_bytes, vocabulary, text.signature_bits),
-        has_escapes, vocabulary.tree, text.ranks, starts[:-1], np.diff(starts), text.firsts,
-        text.probabilities, text.runs, text.run_offsets, text.signatures, text.guesses,
-    )  # fmt: skip
-    return b"".join(
-        (
-            encode_varint(text.plan.symbols),
-            encode_varint(text.plan.streams),
-            bytes([has_escapes * HAS_ESCAPES | has_transforms * HAS_TRANSFORMS]),
-            encode_transforms(text.transforms, text.text_bytes) if has_transforms else b"",
-            range_coder.finish(state, buffer),
-        )
-    )
-
-
-def _new_mixer(
-    mixer: MixerParameters,
-    plan: StreamPlan,
-    text_bytes: int,
-    vocabulary: Vocabulary,
-    signature_bits: int,
-) -> MixerState:
-    return new_state(
-        mixer,
-        content_bytes=text_bytes,
-        streams=plan.streams,
-        symbols=plan.symbols,
-        vocabulary=vocabulary,
-        signature_bits=signature_bits,
-    )
 
 
 class FrameCodec:
@@ -252,7 +143,19 @@ class FrameCodec:
         Args:
             content: at least one byte; progress: called with bytes finished since the last call.
         """
-        return encode_text(self.predict_text(content, progress), self._mixer, self.vocabulary)
+        text, symbol_bytes = self._text_of(content)
+        encoder = TextEncoder(
+            text, self._mixer, self.vocabulary, signature_bits(self._engine.state_entries)
+        )
+        progress = _of_content(progress, text.text_bytes, len(content))
+        for span in self._workers.predict(text.ranks, text.plan.starts, symbol_bytes, progress):
+            found = Predictions.joined(span.streams)
+            lengths = [len(part.counts) for part in span.streams]
+            encoder.code(
+                span.steps, np.cumsum([0, *lengths[:-1]]), probabilities=found.probabilities,
+                firsts=found.firsts, signatures=found.signatures, guesses=found.guesses,
+            )  # fmt: skip
+        return encoder.finish()
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -274,30 +177,35 @@ class FrameCodec:
             charsets: whether to look for character sets; swaps: those to try. Less than all is
                 for measuring what they are worth.
         """
+        text, symbol_bytes = self._text_of(content, charsets, swaps)
+        progress = _of_content(progress, text.text_bytes, len(content))
+        spans = list(self._workers.predict(text.ranks, text.plan.starts, symbol_bytes, progress))
+        by_stream = zip(*(span.streams for span in spans), strict=True)
+        found = Predictions.joined([part for parts in by_stream for part in parts])
+        return PredictedText(
+            text_bytes=text.text_bytes, transforms=text.transforms, plan=text.plan,
+            ranks=text.ranks, runs=text.runs, run_offsets=text.run_offsets,
+            probabilities=found.probabilities, firsts=found.firsts, guesses=found.guesses,
+            signatures=found.signatures, signature_bits=signature_bits(self._engine.state_entries),
+        )  # fmt: skip
+
+    def _text_of(
+        self, content: bytes, charsets: bool = True, swaps: Swap = ALL_SWAPS
+    ) -> tuple[Text, Int64Array]:
+        """The symbols of `content` and how they are split; the bytes that each stands for."""
         assert content
-        vocabulary = self._engine.vocabulary
         symbols, transforms, text_bytes = self._symbols_of(content, charsets, swaps)
         ranks = symbols.ranks
-        plan = self.plan(len(ranks))
-        starts = plan.starts
         run_offsets = np.zeros(len(ranks) + 1, np.int64)
         run_offsets[1:][ranks < 0] = [len(run) for run in symbols.escapes]
         np.cumsum(run_offsets, out=run_offsets)
-        runs = np.frombuffer(b"".join(symbols.escapes), np.uint8).copy()
-
-        lengths = np.diff(vocabulary.offsets)
-        symbol_bytes = np.where(ranks < 0, np.diff(run_offsets), lengths[ranks])
-        found = self._workers.predict(
-            ranks, starts, symbol_bytes, _of_content(progress, text_bytes, len(content))
-        )
-
-        counts = found.counts.astype(np.int64)
-        return PredictedText(
-            text_bytes=text_bytes, transforms=transforms, plan=plan, ranks=ranks,
-            probabilities=found.probabilities, firsts=np.cumsum(counts) - counts, runs=runs,
-            run_offsets=run_offsets, guesses=found.guesses, signatures=found.signatures,
-            signature_bits=signature_bits(self._engine.state_entries),
+        text = Text(
+            text_bytes=text_bytes, transforms=transforms, plan=self.plan(len(ranks)), ranks=ranks,
+            runs=np.frombuffer(b"".join(symbols.escapes), np.uint8).copy(),
+            run_offsets=run_offsets,
         )  # fmt: skip
+        lengths = np.diff(self._engine.vocabulary.offsets)
+        return text, np.where(ranks < 0, np.diff(run_offsets), lengths[ranks])
 
     def decode(self, payload: bytes, content_bytes: int, progress: Progress | None = None) -> bytes:
         """The content of which `encode` made `payload`.
@@ -315,7 +223,7 @@ class FrameCodec:
         if state[range_coder.LOW] >= state[range_coder.RANGE]:
             raise PayloadError("its code lies outside the coder's range")
         bits = signature_bits(self._engine.state_entries)
-        mixer = _new_mixer(self._mixer, plan, text_bytes, self.vocabulary, bits)
+        mixer = new_mixer(self._mixer, plan, text_bytes, self.vocabulary, bits)
         vocabulary = self._engine.vocabulary
         lengths = np.diff(vocabulary.offsets)
         ranks = np.zeros((plan.steps, plan.streams), np.int32)

@@ -176,6 +176,9 @@ def encode_symbols(
     ranks,
     starts,
     lengths,
+    begin,
+    end,
+    places,
     firsts,
     probabilities,
     runs,
@@ -183,22 +186,25 @@ def encode_symbols(
     signatures,
     guesses,
 ):
-    """Code all symbols of a frame: step by step, within a step stream by stream.
+    """Code the steps `begin` to `end` - 1 of a frame: within a step stream by stream.
 
     Args:
-        ranks: int32 [symbols], ESCAPE for escapes; starts, lengths: int64 [streams].
-        firsts: int64 [symbols], index of each symbol's first probability.
-        runs: uint8, the escapes' bytes joined; run_offsets: int64 [symbols], where a symbol's run
-            begins, and one more for the end (only escapes advance it).
-        signatures, guesses: uint64 [symbols, words] and int32 [symbols], of the model's states.
+        ranks: int32 [symbols of the frame], ESCAPE for escapes; starts, lengths: int64 [streams].
+        places: int64 [streams], of each stream's symbol at `begin` among those of these steps.
+        firsts: int64 [symbols of these steps], index of each one's first probability.
+        runs: uint8, the escapes' bytes joined; run_offsets: int64 [symbols of the frame], where a
+            symbol's run begins, and one more for the end (only escapes advance it).
+        signatures, guesses: uint64 [symbols of these steps, words] and int32, of the model's
+            states.
     """
     no_weights = np.zeros(1, np.int32)
     no_totals = np.zeros(1, np.int64)
-    for step in range(lengths.max()):
+    for step in range(begin, end):
         for stream in range(starts.shape[0]):
             if step >= lengths[stream]:
                 continue
             i = starts[stream] + step
+            mine = places[stream] + step - begin
             escape = np.int64(ranks[i] < 0)
             if has_escapes:
                 after = np.int64(step > 0 and ranks[i - 1] < 0)
@@ -214,11 +220,11 @@ def encode_symbols(
                     stream,
                     tree,
                     np.int64(ranks[i]),
-                    probabilities[firsts[i] :],
+                    probabilities[firsts[mine] :],
                     no_weights,
                     no_totals,
-                    signatures[i],
-                    np.int64(guesses[i]),
+                    signatures[mine],
+                    np.int64(guesses[mine]),
                 )
 
 

@@ -68,7 +68,7 @@ def chunk_for(text_file: str, streams: int, settings: dict[str, Any]) -> int:
         ArchiverError: the model cannot be had.
     """
     from archiver.codec import open_codec, settings_for
-    from archiver.codec.frame import plan_streams
+    from archiver.codec.streams import plan_streams
     from archiver.predict import registry
 
     options = options_of(LlmzipSettings(**settings))

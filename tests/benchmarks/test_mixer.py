@@ -8,7 +8,8 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from archiver.codec.frame import FrameCodec, encode_text, open_codec, settings_for
+from archiver.codec.encoder import encode_text
+from archiver.codec.frame import FrameCodec, open_codec, settings_for
 from archiver.levels import LEVELS
 from archiver.mixing.parameters import MixerParameters
 from archiver.options import CompressOptions

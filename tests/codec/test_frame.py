@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from archiver.codec import FrameCodec, PayloadError, open_codec, settings_for, workers
-from archiver.codec.frame import plan_streams
+from archiver.codec.encoder import TextEncoder, encode_text
+from archiver.codec.streams import plan_streams
 from archiver.container.layout import MixerSection, PredictorSection
 from archiver.errors import LimitExceededError, UnsupportedVersionError
 from archiver.levels import LEVELS, Chunking
@@ -29,6 +31,7 @@ from archiver.predict.engine import Engine
 from archiver.predict.engine_base import ENGINE_VERSION
 from archiver.predict.kernels.products import BACKEND_VARIABLE
 from archiver.predict.package import ModelPackage
+from archiver.predict.session import Session
 
 TEXT = (
     "It was the best of times, it was the worst of times.\r\n<|im_start|>user\n1905, 2026\t"
@@ -141,6 +144,48 @@ def test_threads_and_blocks_change_nothing(
         monkeypatch.setenv(BACKEND_VARIABLE, "float32")
         assert make_codec(tiny, threads=3).decode(payload, len(content)) == content
         monkeypatch.delenv(BACKEND_VARIABLE)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sessions_bytes", [0, 1 << 40])
+def test_spans_change_nothing(
+    tiny: ModelPackage, monkeypatch: pytest.MonkeyPatch, threads: int, sessions_bytes: int
+) -> None:
+    """Streams read one after the other, or block by block while the first ones are coded."""
+    content = TEXT * 20 + b"\xff" * 40
+    expected = make_codec(tiny, threads=1, chunk=70).encode(content)
+    monkeypatch.setattr(workers, "SESSIONS_BYTES_MAX", sessions_bytes)
+    monkeypatch.setattr(Engine, "block_tokens", 16)
+    codec = make_codec(tiny, threads=threads, chunk=70)
+    plan = codec.plan(len(codec.ranks(content)))
+    spans = -(-plan.steps // 16) if sessions_bytes else 1
+    coded: list[range] = []
+    code = TextEncoder.code
+
+    def noting(self: TextEncoder, steps: range, *arguments: Any, **named: Any) -> None:
+        coded.append(steps)
+        code(self, steps, *arguments, **named)
+
+    monkeypatch.setattr(TextEncoder, "code", noting)
+    assert codec.encode(content) == expected
+    assert len(coded) == spans
+    assert [step for steps in coded for step in steps] == list(range(plan.steps))
+    assert encode_text(codec.predict_text(content), MixerParameters(), codec.vocabulary) == expected
+
+
+def test_an_error_in_a_stream_ends_all(tiny: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = make_codec(tiny, threads=2, chunk=70)
+    content = TEXT * 20
+    expected = codec.encode(content)
+
+    def fail(*arguments: Any) -> None:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "advance", fail)
+        with pytest.raises(MemoryError, match="no room"):
+            codec.encode(content)
+    assert codec.encode(content) == expected
 
 
 def test_chunks_and_windows_are_settings_of_the_archive(tiny: ModelPackage) -> None:

@@ -90,12 +90,15 @@ def encode(streams: list[list[Symbol]], seed: int, **parameters: Any) -> bytes:
             offsets.append(len(runs))
     buffer = np.empty(3 * (len(paths) + 9 * len(runs) + len(ranks)) + 64, np.uint8)
     coder = range_coder.new_encoder()
-    loop.encode_symbols(
-        coder, buffer, state_for(len(streams), bytes_in(streams), **parameters), True,
-        VOCABULARY.tree, np.array(ranks, np.int32), np.cumsum(lengths) - lengths, lengths,
-        np.array(firsts), np.array([*paths, 0], np.uint32), np.frombuffer(runs, np.uint8).copy(),
-        np.array(offsets), np.array(signatures), np.array(guesses, np.int32),
-    )  # fmt: skip
+    state = state_for(len(streams), bytes_in(streams), **parameters)
+    starts, steps = np.cumsum(lengths) - lengths, int(lengths.max())
+    for begin, end in ((0, steps // 3), (steps // 3, steps)):
+        loop.encode_symbols(
+            coder, buffer, state, True, VOCABULARY.tree, np.array(ranks, np.int32), starts, lengths,
+            begin, end, starts + begin, np.array(firsts), np.array([*paths, 0], np.uint32),
+            np.frombuffer(runs, np.uint8).copy(), np.array(offsets), np.array(signatures),
+            np.array(guesses, np.int32),
+        )  # fmt: skip
     return range_coder.finish(coder, buffer)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import archiver
 from archiver.codec import FrameCodec, workers
-from archiver.codec.frame import StreamPlan
+from archiver.codec.streams import StreamPlan
 from archiver.container import SteeringKind, SteeringSection
 from archiver.errors import LimitExceededError, SteeringError, UsageError
 from archiver.levels import Chunking
