@@ -297,18 +297,20 @@ def _time_steps(model: Any, ids: Sequence[int], context: int, count: int) -> dic
     """Time `count` steps that follow `context` tokens and a warm-up, fed with the text."""
     import torch
 
-    cache = None
+    from archiver.predict.float_engine import cache_argument
+
+    name, cache = cache_argument(model), None
+    assert name is not None
     if context:
-        cache = model(torch.tensor([ids[:context]]), use_cache=True).past_key_values
+        cache = getattr(model(torch.tensor([ids[:context]]), use_cache=True), name)
     first = context + WARM_UP_TOKENS
     started_s = 0.0
     for place in range(context, first + count):
         if place == first:
             started_s = time.perf_counter()
-        output = model(
-            torch.tensor([ids[place : place + 1]]), past_key_values=cache, use_cache=True
-        )
-        cache = output.past_key_values
+        inputs = torch.tensor([ids[place : place + 1]])
+        output = model(inputs, use_cache=True, **{name: cache})
+        cache = getattr(output, name)
         output.logits[0, -1].argmax().item()  # what a greedy reader would take
     return {
         "first_context": first,

@@ -86,8 +86,10 @@ class FloatEngine:
         self._rank_scales: Float32Array = np.full(self.vocabulary.size, LOG2_E, np.float32)
         parameters = inspect.signature(self.network.forward).parameters
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-        if "past_key_values" not in parameters:
+        cache_name = cache_argument(self.network)
+        if cache_name is None:
             raise self._without_cache()
+        self._cache_name = cache_name
 
     def prepare_thread(self) -> None:
         """Make the calling thread ready to run sessions."""
@@ -138,10 +140,10 @@ class FloatEngine:
             torch.set_num_threads(self.threads)
         with torch.inference_mode():
             output = self.network(
-                input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True,
+                input_ids=torch.tensor([ids]), use_cache=True, **{self._cache_name: cache},
                 **self._options,
             )  # fmt: skip
-        cache = getattr(output, "past_key_values", None)
+        cache = getattr(output, self._cache_name, None)
         if cache is None:
             raise self._without_cache()
         logits = output.logits[0, -1].numpy()[self._id_of_rank[:-1]]
@@ -182,6 +184,16 @@ class FloatSession:
         logits, self._cache = engine.read(ids, self._cache)
         self._held += ids
         return logits[None], np.ones(1, np.float32)
+
+
+def cache_argument(network: Any) -> str | None:
+    """How a network of transformers calls what it keeps of the tokens that it has read.
+
+    Version 5.24 gave it another name; None for networks that have no such argument.
+    """
+    parameters = inspect.signature(network.forward).parameters
+    names = [name for name in ("cache", "past_key_values") if name in parameters]
+    return names[0] if names else None
 
 
 def _position_bytes(config: Any) -> int:

@@ -55,7 +55,7 @@ HARD = b"caf\xc3\xa9 \x04\x04 \xff\xfe\x00 caf\xe9 " + TEXT[:150]
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of one model of each kind."""
     parent = tmp_path_factory.mktemp("float")
-    for kind in ("opt", "mistral", "mamba"):
+    for kind in ("opt", "mistral", "rwkv"):
         make_float_folder(parent / kind, kind)
     return parent
 
@@ -438,7 +438,7 @@ def test_what_cannot_be_used_is_refused(
 
 def test_models_without_keys_and_values_are_refused(folders: Path, home: Path) -> None:
     with pytest.raises(InvalidModelError, match=r"cannot go on .* with keys and values"):
-        codec_of(options(folders / "mamba")).encode(b"some words")
+        codec_of(options(folders / "rwkv")).encode(b"some words")
 
 
 def test_a_model_that_is_no_folder_is_refused(home: Path) -> None:

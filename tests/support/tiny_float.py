@@ -19,7 +19,7 @@ _SHAPE = {
 
 
 def make_float_folder(path: Path, kind: str, seed: int = 1) -> Path:
-    """Make a folder of a random "opt" (learned positions), "mistral" (sliding) or "mamba"."""
+    """Make a folder of a random "opt" (learned positions), "mistral" (sliding) or "rwkv"."""
     import torch
     import transformers
 
@@ -34,9 +34,7 @@ def make_float_folder(path: Path, kind: str, seed: int = 1) -> Path:
             sliding_window=SLIDING_TOKENS, max_position_embeddings=512,
         )  # fmt: skip
     else:
-        config = transformers.MambaConfig(
-            vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, state_size=4
-        )
+        config = transformers.RwkvConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = transformers.AutoModelForCausalLM.from_config(config)
