@@ -113,16 +113,15 @@ def test_the_experiment_of_the_repository() -> None:
     asked = {
         "int8", "q4_1", "nf4", "gptq-4", "gptq-3", "gptq-2", "rtn-4", "rtn-2", "magnitude-20",
         *(f"minus-{n}-by-{how}" for n in (2, 4, 8) for how in ("distance", "bits")),
-        *(f"healed-{what}-{by}" for what in ("lora", "all") for by in ("adamw", "muon")),
-        "healed-gptq-4",
+        "healed-lora-adamw", "healed-all-adamw", "healed-all-muon", "healed-longer",
+        "healed-longer-gptq-4",
     }  # fmt: skip
-    beyond = {"tuned", "tuned-minus-4-by-bits", "tuned-healed-all-muon", "gemma"}
-    assert set(by_name) == asked | beyond
+    assert set(by_name) == asked | {"tuned"}
     assert not by_name["int8"].steps
     assert {by_name[name].base for name in asked} == {"smollm2-135m-instruct"}
-    assert {by_name[name].base for name in beyond} == {"default", "gemma-3-270m"}
-    healed = by_name["healed-gptq-4"]
-    assert [step.command for step in healed.steps] == ["prune", "heal", "quantize"]
+    assert by_name["tuned"].base == "default"
+    healed = by_name["healed-longer-gptq-4"]
+    assert [step.command for step in healed.steps] == ["prune", "prune", "heal", "quantize"]
     assert {text.name for text in found.common.texts} == {"enwik6, middle", "alice29.txt"}
     middle = found.common.texts[0]
     assert (middle.begin, middle.limit_bytes) == (475_000, 50_000)
