@@ -15,7 +15,13 @@ _NOTES = """\
 MB: of what has to be kept, packed weights or the engine's int8 package. bits/w: of the blocks'
 matrices as they are kept, scales included. ratio: archive / text. speed: both ways, as many times
 that of the predictor it is compared with. effective: millions of parameters at which the line of
-log size against bpb through the unpruned family has the same bpb."""
+log size against bpb through the unpruned family has the same bpb. bpb marked *: coded by zstd or
+stored, which takes less than the model."""
+
+_OTHER_CODING = "*"  # after bits a byte that no model gave
+_OTHER_CODING_NOTE = (
+    "* coded by zstd or stored, which takes less than the model: speed and change are not its own."
+)
 
 
 def tables(record: Mapping[str, Any]) -> str:
@@ -45,6 +51,12 @@ def by_text(record: Mapping[str, Any]) -> dict[str, list[Row]]:
 def both_ways_s(row: Row) -> float:
     """Return the seconds of compressing and decompressing."""
     return float(row["compress"]["wall_s"] + row["decompress"]["wall_s"])
+
+
+def bpb_text(row: Row, digits: int) -> str:
+    """Return a row's bits a byte, marked where the archive was made without the model."""
+    mark = "" if "predictor" in row["details"]["frames"] else _OTHER_CODING
+    return f"{row['bpb']:.{digits}f}{mark}"
 
 
 def effective_parameters(members: Mapping[float, float], bpb: float) -> float | None:
@@ -88,7 +100,7 @@ def _table(record: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, ..
                 f"{facts['stored_bytes'] / 1e6:.1f}", f"{facts['bits_a_weight']:.3f}",
                 f"{row['compress']['wall_s']:.1f}", f"{row['decompress']['wall_s']:.1f}",
                 f"{peak_bytes / 2**20:.0f}", f"{8 * row['compressed_bytes']:,}",
-                f"{row['compressed_bytes'] / row['input']['bytes']:.4f}", f"{row['bpb']:.4f}",
+                f"{row['compressed_bytes'] / row['input']['bytes']:.4f}", bpb_text(row, 4),
                 described[name]["against"],
                 change(row["bpb"], other["bpb"]) if other else NOTHING,
                 f"{both_ways_s(other) / both_ways_s(row):.2f}" if other else NOTHING,
@@ -133,14 +145,16 @@ def excerpt(record: Mapping[str, Any]) -> str:
         for text, row in found.items():
             other = others[text]
             if row is None or other is None:
-                cells += [f"{row['bpb']:.3f}" if row else NOTHING, NOTHING]
+                cells += [bpb_text(row, 3) if row else NOTHING, NOTHING]
                 continue
-            cells += [f"{row['bpb']:.3f}", change(row["bpb"], other["bpb"])]
+            cells += [bpb_text(row, 3), change(row["bpb"], other["bpb"])]
             spent_s, other_s = spent_s + both_ways_s(row), other_s + both_ways_s(other)
         rows.append(
             [*cells, predictor["against"], f"{other_s / spent_s:.2f}" if spent_s else NOTHING]
         )
-    return f"{_conditions(record)}\n\n{markdown(rows)}"
+    marked = any(cell.endswith(_OTHER_CODING) for row in rows for cell in row)
+    note = f"\n\n\\{_OTHER_CODING_NOTE}" if marked else ""
+    return f"{_conditions(record)}\n\n{markdown(rows)}{note}"
 
 
 def _named(group: Sequence[Row], name: str) -> Row | None:

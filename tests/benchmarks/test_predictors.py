@@ -401,6 +401,7 @@ def row(name: str, bpb: float, text: str = "t", *, seconds: float = 2.0, paramet
         "bpb": bpb,
         "compress": usage,
         "decompress": usage | {"peak_bytes": 400 << 20},
+        "details": {"frames": {"predictor": 1}},
     }  # fmt: skip
 
 
@@ -435,6 +436,16 @@ def test_tables() -> None:
     assert shown[0] == TABLE
     assert shown[1].startswith("u  8,000 bytes")
     assert shown[2].startswith("MB: of what has to be kept")
+
+
+def test_what_no_model_coded_is_marked() -> None:
+    worse = row("worse", 2.5) | {"details": {"frames": {"zstd": 1}}}
+    found = record(row("a", 1.5), worse)
+    assert "2.500*" in excerpt(found)
+    assert "\\* coded by zstd or stored" in excerpt(found)
+    assert "2.5000*" in tables(found)
+    assert "1.5000 " in tables(found)
+    assert "*" not in excerpt(record(row("a", 1.5)))
 
 
 def test_effective_sizes() -> None:
