@@ -49,6 +49,9 @@ _output_options = option_group(
     help="Angular distance of a run of blocks, or bits without each.",
 )
 @click.option("--remove", type=Numbers(), help="Remove these blocks, counted from 0.")
+@click.option(
+    "--refit", is_flag=True, help="Fit the other blocks to what all did, by least squares."
+)
 @click.option("--channels", type=int, metavar="N", help="Keep N feed-forward channels a block.")
 @click.option("--heads", type=int, metavar="N", help="Keep N query heads a block.")
 @click.option(
@@ -70,7 +73,7 @@ def prune(base: str, output: Path, name: str | None, **options: Any) -> None:
     \b
     Examples:
       llmzip model prune default --layers 4 -o pruned --name small
-      llmzip model prune default --layers 4 --by bits -o pruned
+      llmzip model prune default --layers 4 --by bits --refit --windows 256 -o pruned
     """
     from archiver.workshop.base import open_base, store_result
     from archiver.workshop.prune import Pruning, prune_model
@@ -78,8 +81,8 @@ def prune(base: str, output: Path, name: str | None, **options: Any) -> None:
     reporter = Reporter(quiet=options["quiet"], verbose=options["verbose"])
     plan = Pruning(
         layers=options["layers"], by=options["by"], remove=options["remove"],
-        channels=options["channels"], heads=options["heads"], smallest=options["smallest"],
-        weigh_inputs=options["weigh_inputs"],
+        refit=options["refit"], channels=options["channels"], heads=options["heads"],
+        smallest=options["smallest"], weigh_inputs=options["weigh_inputs"],
     )  # fmt: skip
     with reporter.stages() as stages:
         source = open_base(base, stages)

@@ -179,6 +179,7 @@ class FloatLlama:
         *,
         layers: Sequence[int] | None = None,
         observe: Observer | None = None,
+        entered: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """The vectors that the head reads, [streams x steps, hidden], in the compute type.
 
@@ -186,8 +187,10 @@ class FloatLlama:
             tokens: int64 [streams, steps], each stream from a cold start.
             layers: the blocks to run, in order; all of them by default.
             observe: is shown vectors as they pass.
+            entered: the residual stream before the first of these blocks, as `block` takes it,
+                where other blocks have run already.
         """
-        stream, addend = self.enter(tokens)
+        stream, addend = self.enter(tokens) if entered is None else entered
         for layer in range(self.config.layers) if layers is None else layers:
             stream, addend = self.block(layer, stream, addend, len(tokens), observe)
         return self.leave(stream, addend, observe)

@@ -19,9 +19,16 @@ from archiver.workshop.importance import (
     passthrough_yaml,
     weight_scores,
 )
-from archiver.workshop.llama import FloatLlama
+from archiver.workshop.llama import FloatLlama, separate_weights
 from archiver.workshop.measure import window_bits
-from archiver.workshop.reshape import keep_channels, keep_heads, keep_layers, zero_smallest
+from archiver.workshop.refit import refit_down
+from archiver.workshop.reshape import (
+    keep_channels,
+    keep_heads,
+    keep_layers,
+    with_weights,
+    zero_smallest,
+)
 
 if TYPE_CHECKING:
     from archiver.predict.sources import SourceModel
@@ -36,6 +43,7 @@ class Pruning:
 
     Attributes:
         layers, by: how many blocks, chosen by "distance" or "bits"; or remove: which.
+        refit: whether the other blocks are fitted to what all did (see `refit`).
         heads, channels: how many of each block are kept.
         smallest: the share of every row's weights that become zero; weigh_inputs: judged with the
             size of their inputs.
@@ -44,6 +52,7 @@ class Pruning:
     layers: int | None = None
     by: str = "distance"
     remove: tuple[int, ...] | None = None
+    refit: bool = False
     channels: int | None = None
     heads: int | None = None
     smallest: float | None = None
@@ -54,6 +63,8 @@ class Pruning:
             raise UsageError("give either --layers or --remove")
         if self.smallest is not None and not 0 < self.smallest < 1:
             raise UsageError("--smallest has to be above 0 and below 1")
+        if self.refit and self.layers is None and self.remove is None:
+            raise UsageError("--refit needs --layers or --remove")
         if {self.layers, self.remove, self.channels, self.heads, self.smallest} == {None}:
             raise UsageError("give --layers, --remove, --channels, --heads or --smallest")
 
@@ -134,7 +145,13 @@ def prune_model(
         shown = ", ".join(map(str, sorted(removed)))
         result = keep_layers(result, kept, f"pruned: without blocks {shown} of "
                              f"{len(layers)}, {how}")  # fmt: skip
-        model = FloatLlama.from_source(result)
+        whole, model = model, FloatLlama.from_source(result)
+        if plan.refit:
+            refit_down(model, whole, kept, windows, start, progress=progress)
+            result = with_weights(
+                result, separate_weights(model.config, model.weights),
+                f"pruned: down matrices refitted, {remark}",
+            )  # fmt: skip
     if plan.heads is not None:
         heads = heads_to_keep(model, input_sizes(model, windows, start), plan.heads)
         result = keep_heads(result, heads, f"pruned: {plan.heads} heads a block, {remark}")

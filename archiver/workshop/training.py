@@ -75,6 +75,8 @@ class Trainer:
         self.parameters = trained_parameters(self.model, self.settings)
         self._optimizers = _optimizers(self.parameters, self.settings)
         self._restore()
+        teacher = self.teacher
+        self._common = 0 if teacher is None else common_blocks(self.model, teacher, self.parameters)
 
     @property
     def done(self) -> bool:
@@ -158,11 +160,17 @@ class Trainer:
 
     def _part_loss(self, targets: torch.Tensor) -> torch.Tensor:
         inputs = with_start(targets, self.start_token_id)
-        taught = None
-        if self.teacher is not None and self.settings.teacher_share:
+        model, teacher, common = self.model, self.teacher, self._common
+        taught, entered = None, None
+        if teacher is not None and self.settings.teacher_share:
             with torch.no_grad():
-                taught = (self.teacher.hidden(inputs), self.teacher.head)
-        hidden = self.model.hidden(inputs)
+                entered = teacher.enter(inputs)
+                for layer in range(common):
+                    entered = teacher.block(layer, *entered, len(inputs))
+                rest = range(common, teacher.config.layers)
+                taught = (teacher.hidden(inputs, layers=rest, entered=entered), teacher.head)
+        blocks = range(common if entered else 0, model.config.layers)
+        hidden = model.hidden(inputs, layers=blocks, entered=entered)
         return self._loss.mean(
             hidden,
             self.model.head,
@@ -245,6 +253,27 @@ def with_start(targets: torch.Tensor, start_token_id: int) -> torch.Tensor:
     """The inputs from which the targets are predicted, int64 [streams, steps]."""
     start = torch.full((len(targets), 1), start_token_id, dtype=torch.int64)
     return torch.cat([start, targets[:, :-1]], dim=1)
+
+
+def common_blocks(
+    model: FloatLlama, teacher: FloatLlama, trained: Mapping[str, torch.Tensor]
+) -> int:
+    """How many blocks from the first on are the teacher's own and stay so, embedding included."""
+
+    def common(name: str) -> bool:
+        mine = any(other == name or other.startswith(f"{name}.") for other in trained)
+        return not mine and torch.equal(model.weights[name], teacher.weights[name])
+
+    if not common("embed"):
+        return 0
+    count = 0
+    for layer in range(min(model.config.layers, teacher.config.layers)):
+        names = [name for name in model.weights if name.startswith(f"layers.{layer}.")]
+        windows = [own.windows.of_layer(own.config, layer) for own in (model, teacher)]
+        if windows[0] != windows[1] or not all(map(common, names)):
+            break
+        count += 1
+    return count
 
 
 def trained_parameters(model: FloatLlama, settings: TrainSettings) -> dict[str, torch.Tensor]:

@@ -22,12 +22,20 @@ from archiver.workshop.importance import (
 from archiver.workshop.llama import FloatLlama
 from archiver.workshop.measure import window_bits
 from archiver.workshop.prune import Pruning, prune_model
+from archiver.workshop.refit import refit_down
 from archiver.workshop.reshape import keep_layers, with_weights
+from archiver.workshop.training import with_start
 
 
 @pytest.fixture(scope="module")
 def calibration(tiny):
     return read_calibration(tiny, None, windows=3, steps=40)
+
+
+@pytest.fixture(scope="module")
+def long_calibration(tiny):
+    """More tokens than a matrix has inputs."""
+    return read_calibration(tiny, None, windows=24, steps=40)
 
 
 @pytest.fixture
@@ -109,6 +117,41 @@ def test_kept_layers_are_those_of_the_source(tiny):
         keep_layers(tiny, [0, 4], "pruned")
 
 
+def test_refitting_finds_the_matrix_that_was(tiny, long_calibration):
+    tensors = {name: np.array(tiny.tensors[name]) for name in tiny.tensors}
+    for kind in ("o", "down"):
+        tensors[f"layers.2.{kind}"][:] = 0
+    source = with_weights(tiny, tensors, "block 2 silent")
+    whole = FloatLlama.from_source(source, dtype=torch.float32)
+    model = FloatLlama.from_source(keep_layers(source, [0, 1, 3], ""), dtype=torch.float32)
+    original = model.weights["layers.1.down"]
+    model.weights["layers.1.down"] = original / 2
+    start, windows = tiny.start_token_id, long_calibration.windows
+    refit_down(model, whole, [0, 1, 3], windows, start, damping=1e-9)
+    assert torch.allclose(model.weights["layers.1.down"], original, atol=2e-3)
+    assert torch.equal(
+        model.weights["layers.0.down"], torch.from_numpy(tensors["layers.0.down"])
+    )  # no block is missing before it
+    expected = window_bits(whole, windows, start)
+    assert np.allclose(window_bits(model, windows, start), expected, atol=1e-2)
+
+
+def test_refitted_blocks_come_closer_to_what_all_did(tiny, long_calibration):
+    def hidden(source):
+        model = FloatLlama.from_source(source, dtype=torch.float32)
+        inputs = with_start(torch.from_numpy(long_calibration.windows), source.start_token_id)
+        return model.hidden(inputs)
+
+    plain, _ = prune_model(tiny, Pruning(remove=(1, 2)), long_calibration)
+    refitted, report = prune_model(tiny, Pruning(remove=(1, 2), refit=True), long_calibration)
+    wanted = hidden(tiny)
+    errors = [float((hidden(source) - wanted).square().mean()) for source in (plain, refitted)]
+    assert errors[1] < 0.8 * errors[0]
+    assert refitted.history[-1].startswith("pruned: down matrices refitted, calibrated on")
+    assert refitted.history[:-1] == plain.history
+    assert report.removed == (1, 2)
+
+
 def test_mergekit_ranges_are_half_open():
     text = passthrough_yaml("model", [0, 1, 2, 5, 7, 8])
     ranges = [line.strip() for line in text.splitlines() if "layer_range" in line]
@@ -170,6 +213,7 @@ def test_wanda_judges_by_inputs_too(tiny, calibration):
         ({}, "give --layers"),
         ({"layers": 1, "remove": (2,)}, "either --layers or --remove"),
         ({"smallest": 1.0}, "--smallest"),
+        ({"smallest": 0.1, "refit": True}, "--refit needs --layers or --remove"),
         ({"channels": 100}, "multiple of 16"),
         ({"heads": 3}, "multiple of 2"),
         ({"remove": (4,)}, "layers 0 to 3"),

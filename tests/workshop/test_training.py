@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from archiver.errors import InputError, UsageError
 from archiver.predict.adapter import apply_adapter, read_adapter, write_adapter
@@ -16,6 +17,7 @@ from archiver.workshop.llama import FloatLlama
 from archiver.workshop.measure import window_bits
 from archiver.workshop.reshape import keep_layers
 from archiver.workshop.settings import TrainSettings
+from archiver.workshop.training import common_blocks
 from archiver.workshop.tune import Measuring, open_run
 from tests.workshop.conftest import TEXT
 
@@ -146,6 +148,27 @@ def test_healing_brings_a_pruned_model_back_to_its_teacher(tiny, text_file, tmp_
     assert run.model().history[-1].startswith("healed: all weights, adamw 0.002, 10 steps")
     again = run_in(tmp_path / "run", pruned, text_file, settings, teacher=tiny).trainer
     assert again.done
+
+
+@pytest.mark.parametrize(("rank", "teacher_share"), [(0, 1.0), (4, 0.5), (4, 0.0)])
+def test_blocks_that_student_and_teacher_share_run_once(
+    tiny, text_file, tmp_path, monkeypatch, rank, teacher_share
+):
+    pruned = keep_layers(tiny, [0, 1, 3], "pruned")
+    settings = settings_of(rank=rank, layers=(2,), steps=3, teacher_share=teacher_share)
+    trainer = run_in(tmp_path / "run", pruned, text_file, settings, teacher=tiny).trainer
+    model, teacher = trainer.model, trainer.teacher
+    assert common_blocks(model, teacher, trainer.parameters) == 2
+    assert common_blocks(model, teacher, {"layers.1.norm1": model.weights["layers.1.norm1"]}) == 1
+    assert common_blocks(model, teacher, {"layers.0.o.a": model.weights["layers.0.o"]}) == 0
+    assert common_blocks(model, teacher, {"embed": model.weights["embed"]}) == 0
+    trainer.run()
+    monkeypatch.setattr("archiver.workshop.training.common_blocks", lambda *_: 0)
+    apart = run_in(tmp_path / "apart", pruned, text_file, settings, teacher=tiny).trainer
+    apart.run()
+    for name, parameter in trainer.parameters.items():
+        assert torch.equal(parameter, apart.parameters[name]), name
+    assert held_out(trainer.log) == held_out(apart.log)
 
 
 def test_the_rate_rises_stays_and_falls():
