@@ -21,7 +21,7 @@ from archiver.workshop.importance import (
 )
 from archiver.workshop.llama import FloatLlama, separate_weights
 from archiver.workshop.measure import window_bits
-from archiver.workshop.refit import refit_down
+from archiver.workshop.refit import refit
 from archiver.workshop.reshape import (
     keep_channels,
     keep_heads,
@@ -147,10 +147,10 @@ def prune_model(
                              f"{len(layers)}, {how}")  # fmt: skip
         whole, model = model, FloatLlama.from_source(result)
         if plan.refit:
-            refit_down(model, whole, kept, windows, start, progress=progress)
+            refit(model, whole, kept, windows, start, progress=progress)
             result = with_weights(
                 result, separate_weights(model.config, model.weights),
-                f"pruned: down matrices refitted, {remark}",
+                f"pruned: other blocks refitted, {remark}",
             )  # fmt: skip
     if plan.heads is not None:
         heads = heads_to_keep(model, input_sizes(model, windows, start), plan.heads)

@@ -1,24 +1,25 @@
-"""Feed-forward matrices of a model without some blocks, fitted to do a part of what those did.
+"""Matrices of a model without some blocks, fitted to do a part of what those did.
 
-    whole model   ... block l ── block l+1 (removed) ── r ── block l+2 ...
+    all blocks    ... block l ── block l+1 (removed) ── r ── block l+2 ...
     the rest      ... block l ── r'  ─────────────────────── block l+2 ...
 
 What enters block l + 2 is r' = x + D a, with D the down matrix of block l and a its inputs. D is
-changed so that r' comes as close to r as it can. So is that of every later block, whose inputs have
-changed: each makes up for a part of what the ones before it could not. It is one pass over the
-text, with a least-squares problem a block, and no gradients.
+changed so that r' comes as close to r as it can. In every later block, whose inputs have changed,
+the same is done twice: with the matrix behind attention for the residual stream in the middle of
+the block, then with its down matrix. So each makes up for a part of what those before it could
+not. It is one pass over the text, with two least-squares problems a block, and no gradients.
 
 A token's error counts relative to the size of r, since a norm is what reads it: a few first tokens
 have residual streams a thousand times as long as others.
 
-Source: the idea of a removed block's linear stand-in that costs no weights is that of Shopkhoev et
-al., "ReplaceMe: Network Simplification via Depth Pruning and Transformer Block Linearization"
-(2025); it fits one matrix behind D, for one gap.
+Source: that a linear stand-in of removed blocks costs no weights is the idea of Shopkhoev et al.,
+"ReplaceMe: Network Simplification via Depth Pruning and Transformer Block Linearization" (2025),
+who fit one matrix behind D, for one gap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
     from archiver.workshop.llama import FloatLlama
 
 Progress = Callable[[int, int], None]
+State = tuple[torch.Tensor, torch.Tensor]  # the two parts of a residual stream, see `llama`
 DAMPING = 0.01  # of the inputs' mean square, added to each of them
 
 
 @torch.no_grad()
-def refit_down(
+def refit(
     model: FloatLlama,
     whole: FloatLlama,
     kept: Sequence[int],
@@ -45,7 +47,7 @@ def refit_down(
     damping: float = DAMPING,
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """Change the down matrices of a model from the first gap on.
+    """Change the matrices that a model adds to its residual stream by, from the first gap on.
 
     Args:
         model: `whole` with the blocks `kept` alone, ascending; changed in place.
@@ -57,57 +59,65 @@ def refit_down(
     tokens = [with_start(batch, start_token_id) for batch in batches]
     theirs = [whole.enter(part) for part in tokens]
     ours = [model.enter(part) for part in tokens]
-    passed = 0  # blocks of the whole model that its streams have passed
-    for number, until in enumerate([*kept[1:], whole.config.layers]):
-        for layer in range(passed, until):
-            theirs = [
-                whole.block(layer, *streams, len(part))
-                for streams, part in zip(theirs, tokens, strict=True)
-            ]
-        passed = until
-        found = [
-            _block(model, number, *streams, len(part))
-            for streams, part in zip(ours, tokens, strict=True)
-        ]
-        if until > number + 1:  # a block is missing
-            name = f"layers.{number}.down"
-            pairs = (
-                (inner, target + more - stream - addend, target + more)
-                for (stream, addend, inner), (target, more) in zip(found, theirs, strict=True)
-            )
-            model.weights[name] = model.weights[name] + _correction(pairs, damping)
-            model.refresh()
-            ours = [(stream, model.product(name, inner)) for stream, _, inner in found]
-        else:
-            ours = [(stream, addend) for stream, addend, _ in found]
+
+    def advance(whose: FloatLlama, layer: int, states: Sequence[State]) -> list[State]:
+        pairs = zip(states, tokens, strict=True)
+        return [whose.block(layer, *state, len(part)) for state, part in pairs]
+
+    for layer in range(kept[0]):
+        theirs = advance(whole, layer, theirs)
+    for number, (old, after) in enumerate(zip(kept, [*kept[1:], whole.config.layers], strict=True)):
+        theirs = advance(whole, old, theirs)
+        if old > number:  # a block is missing before this one
+            middles = [stream for stream, _ in theirs]
+            _fit(model, f"layers.{number}.o", ours, tokens, middles, damping)
+        for layer in range(old + 1, after):
+            theirs = advance(whole, layer, theirs)
+        if after > number + 1:
+            wanted = [stream + addend for stream, addend in theirs]
+            _fit(model, f"layers.{number}.down", ours, tokens, wanted, damping)
+        ours = advance(model, number, ours)
         progress(number + 1, len(kept))
 
 
-def _block(
-    model: FloatLlama, number: int, stream: torch.Tensor, addend: torch.Tensor, streams: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What `FloatLlama.block` returns, and what its down matrix reads."""
-    seen: list[torch.Tensor] = []
+def _fit(
+    model: FloatLlama,
+    name: str,
+    states: Sequence[State],
+    tokens: Sequence[torch.Tensor],
+    wanted: Sequence[torch.Tensor],
+    damping: float,
+) -> None:
+    """Change a matrix so that the residual stream, with its product added, is as wanted.
 
-    def observe(name: str, vectors: torch.Tensor) -> None:
-        if name == f"layers.{number}.down":
-            seen.append(vectors)
+    Args:
+        states: before the matrix's block.
+        wanted: float32 [tokens, hidden] each.
+    """
+    _, number, kind = name.split(".")
 
-    stream, addend = model.block(number, stream, addend, streams, observe)
-    return stream, addend, seen[0]
+    def found() -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        for state, part, target in zip(states, tokens, wanted, strict=True):
+            seen: dict[str, torch.Tensor] = {}
+            middle, addend = model.block(int(number), *state, len(part), seen.__setitem__)
+            reached = middle if kind == "o" else middle + addend
+            yield seen[name], target - reached, target
+
+    model.weights[name] = model.weights[name] + _correction(found(), damping)
+    model.refresh()
 
 
 def _correction(
-    pairs: Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], damping: float
+    triples: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], damping: float
 ) -> torch.Tensor:
     """The matrix C, float32 [outputs, inputs], for which C a comes closest to the errors.
 
     Args:
-        pairs: inputs a, errors and what the errors are relative to, each [tokens, ...].
+        triples: inputs a, errors, and what the errors are relative to, each [tokens, ...].
     """
     squares: torch.Tensor | float = 0.0
     products: torch.Tensor | float = 0.0
-    for inner, error, target in pairs:
+    for inner, error, target in triples:
         weights = target.square().mean(1, keepdim=True).reciprocal()
         inputs = inner.float()
         weighted = inputs * weights

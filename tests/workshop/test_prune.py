@@ -22,7 +22,7 @@ from archiver.workshop.importance import (
 from archiver.workshop.llama import FloatLlama
 from archiver.workshop.measure import window_bits
 from archiver.workshop.prune import Pruning, prune_model
-from archiver.workshop.refit import refit_down
+from archiver.workshop.refit import refit
 from archiver.workshop.reshape import keep_layers, with_weights
 from archiver.workshop.training import with_start
 
@@ -127,7 +127,7 @@ def test_refitting_finds_the_matrix_that_was(tiny, long_calibration):
     original = model.weights["layers.1.down"]
     model.weights["layers.1.down"] = original / 2
     start, windows = tiny.start_token_id, long_calibration.windows
-    refit_down(model, whole, [0, 1, 3], windows, start, damping=1e-9)
+    refit(model, whole, [0, 1, 3], windows, start, damping=1e-9)
     assert torch.allclose(model.weights["layers.1.down"], original, atol=2e-3)
     assert torch.equal(
         model.weights["layers.0.down"], torch.from_numpy(tensors["layers.0.down"])
@@ -147,7 +147,7 @@ def test_refitted_blocks_come_closer_to_what_all_did(tiny, long_calibration):
     wanted = hidden(tiny)
     errors = [float((hidden(source) - wanted).square().mean()) for source in (plain, refitted)]
     assert errors[1] < 0.8 * errors[0]
-    assert refitted.history[-1].startswith("pruned: down matrices refitted, calibrated on")
+    assert refitted.history[-1].startswith("pruned: other blocks refitted, calibrated on")
     assert refitted.history[:-1] == plain.history
     assert report.removed == (1, 2)
 
