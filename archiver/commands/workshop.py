@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 _calibration_options = option_group(
-    click.option("--calibrate", type=click.Path(path_type=Path), metavar="FILE",
-                 help="Text to calibrate on [default: one of ours]."),
+    click.option("--calibrate", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
+                 help="Text to calibrate on; several get equal parts [default: one of ours]."),
     click.option("--windows", type=int, default=64, show_default=True,
-                 help="How many windows of it."),
+                 help="How many windows, of all texts together."),
     click.option("--window-tokens", type=int, default=256, show_default=True,
                  help="Their length."),
     threads_option,
@@ -150,10 +150,10 @@ def localize(
         source = open_base(base, stages)
         if heads is not None:
             check_count(source.config, heads)
-        texts = options["calibrate"] or (None,)
+        texts: list[tuple[Path, ...]] = [(text,) for text in options["calibrate"]]
         costs = measure_heads(
             source,
-            [_calibration(source, {**options, "calibrate": text}) for text in texts],
+            [_calibration(source, {**options, "calibrate": text}) for text in texts or [()]],
             options["span"],
             lambda done, total: stages("measuring", done, total),
         )
@@ -249,12 +249,14 @@ def quantize(base: str, output: Path, name: str | None, **options: Any) -> None:
 def _calibration(source: SourceModel, options: dict[str, Any]) -> Calibration:
     import torch
 
-    from archiver.workshop.calibration import read_calibration
+    from archiver.workshop.calibration import Calibration, read_calibration
 
     if options["threads"] is not None:
         torch.set_num_threads(options["threads"])
-    return read_calibration(
-        source, options["calibrate"], windows=options["windows"], steps=options["window_tokens"]
+    texts = options["calibrate"] or (None,)
+    windows, steps = max(1, options["windows"] // len(texts)), options["window_tokens"]
+    return Calibration.joined(
+        [read_calibration(source, text, windows=windows, steps=steps) for text in texts]
     )
 
 

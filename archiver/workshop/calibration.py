@@ -8,6 +8,7 @@ decoder), in pieces of 8 to 30 kB.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,12 +27,12 @@ DEFAULT_TEXT = Path(__file__).with_name("calibration.txt")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Calibration:
-    """Windows of a text, evenly spaced.
+    """Windows of a text, or of several, evenly spaced in each.
 
     Attributes:
         windows: int64 [windows, steps].
         byte_count: bytes of all windows.
-        sha256: of the whole text.
+        sha256: of the whole text, or of the texts' hashes.
     """
 
     windows: Int64Array
@@ -42,6 +43,18 @@ class Calibration:
         """For the history of what is made with it."""
         count, steps = self.windows.shape
         return f"calibrated on {count} x {steps} tokens of {self.sha256[:16]}"
+
+    @classmethod
+    def joined(cls, parts: Sequence[Calibration]) -> Calibration:
+        """Those of several texts, with windows of one length."""
+        if len(parts) == 1:
+            return parts[0]
+        hashes = "".join(part.sha256 for part in parts)
+        return cls(
+            windows=np.concatenate([part.windows for part in parts]),
+            byte_count=sum(part.byte_count for part in parts),
+            sha256=hashlib.sha256(hashes.encode()).hexdigest(),
+        )
 
 
 def read_calibration(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 State = tuple[torch.Tensor, torch.Tensor]  # the two parts of a residual stream, see `llama`
-DAMPING = 0.01  # of the inputs' mean square, added to each of them
+DAMPING = 0.2  # of the mean square of a matrix's inputs, added to that of each
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from archiver.errors import UsageError
 from archiver.predict.sources import read_source
 from archiver.workshop.base import store_result
-from archiver.workshop.calibration import read_calibration
+from archiver.workshop.calibration import Calibration, read_calibration
 from archiver.workshop.importance import (
     block_distances,
     input_sizes,
@@ -173,6 +173,15 @@ def test_a_pruned_model_comes_back_from_its_folder(lazy, calibration, tmp_path):
     chart = list(report.lines())
     assert chart[0] == "angular distance over 2 blocks, by the first of them"
     assert [line[0] for line in chart[1:4]] == [" ", "*", " "]
+
+
+def test_several_texts_are_calibrated_on_alike(tiny, calibration, text_file):
+    other = read_calibration(tiny, text_file, windows=2, steps=40)
+    both = Calibration.joined([calibration, other])
+    assert (both.windows == np.concatenate([calibration.windows, other.windows])).all()
+    assert both.byte_count == calibration.byte_count + other.byte_count
+    assert len({both.sha256, calibration.sha256, other.sha256}) == 3
+    assert Calibration.joined([other]) is other
 
 
 def test_dead_channels_heads_and_weights_go_first(tiny, calibration):
