@@ -114,7 +114,7 @@ def test_the_experiment_of_the_repository() -> None:
         "int8", "q4_1", "nf4", "gptq-4", "gptq-3", "gptq-2", "rtn-4", "rtn-2", "magnitude-20",
         *(f"minus-{n}-by-{how}" for n in (2, 4, 8) for how in ("distance", "bits")),
         "healed-lora-adamw", "healed-all-adamw", "healed-all-muon", "healed-longer",
-        "healed-longer-gptq-4",
+        "healed-longer-gptq-4", "minus-4-refitted", "refitted-healed",
     }  # fmt: skip
     assert set(by_name) == asked | {"tuned"}
     assert not by_name["int8"].steps
@@ -122,6 +122,10 @@ def test_the_experiment_of_the_repository() -> None:
     assert by_name["tuned"].base == "default"
     healed = by_name["healed-longer-gptq-4"]
     assert [step.command for step in healed.steps] == ["prune", "prune", "heal", "quantize"]
+    # The same four blocks are missing, whether or not the others are refitted.
+    first, second = by_name["minus-4-by-bits"].steps
+    assert first.words == second.words
+    assert by_name["minus-4-refitted"].steps[0].options()["remove"] == (13, 14, 16, 17)
     assert {text.name for text in found.common.texts} == {"enwik6, middle", "alice29.txt"}
     middle = found.common.texts[0]
     assert (middle.begin, middle.limit_bytes) == (475_000, 50_000)
