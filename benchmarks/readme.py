@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from benchmarks import mixer
 from benchmarks.predictors import tables as predictors
 from benchmarks.speed import tables as speed
+from benchmarks.steering import tables as steering
 from benchmarks.sweep import tables as sweep
 from benchmarks.table import NOTHING, change, markdown
 
@@ -167,6 +168,7 @@ _EXCERPTS: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = Mapping
         "speed": ("speed", speed.excerpt),
         "predictors": ("predictors", lambda records: predictors.excerpt(records[-1])),
         "mixer": ("mixer", mixer.excerpt),
+        "steering": ("steering", lambda records: "\n\n".join(map(steering.excerpt, records))),
         "sweep": ("sweep", lambda records: "\n\n".join(map(sweep.excerpt, records))),
     }
 )

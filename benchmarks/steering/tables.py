@@ -1,30 +1,57 @@
-"""Records of experiments as text for a terminal."""
+"""Records of experiments as text: for a terminal, and for the README."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from benchmarks.resumable import Row
-from benchmarks.table import NOTHING, aligned
+from benchmarks.table import NOTHING, aligned, markdown
 
 Cells = tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """One table: what stands before it ("" for nothing), its cells, headings first, and notes."""
+
+    name: str = ""
+    cells: Sequence[Cells]
+    notes: Sequence[str] = ()
+
+    def for_terminal(self) -> str:
+        """Return it as aligned lines."""
+        return "\n".join([*filter(None, [self.name]), *aligned(self.cells), *self.notes])
+
+    def for_readme(self) -> str:
+        """Return it as Markdown."""
+        return "\n\n".join([*filter(None, [self.name]), markdown(self.cells), *self.notes])
+
+
 def tables(record: Mapping[str, Any]) -> str:
     """Return what is known so far: tables, and a line for each archive that failed."""
+    blocks = [block.for_terminal() for block in _blocks(record)] or ["nothing was measured yet"]
     rows: Sequence[Row] = record["rows"]
-    good = [row for row in rows if row["verified"]]
-    blocks = _TABLES[record["experiment"]["kind"]](good) if good else []
-    blocks = blocks or ["nothing was measured yet"]
     failures = [
         f"FAILED  {row['case']['span']['text']}, {row['case']['role']}: {row['failure']}"
         for row in rows
         if not row["verified"]
     ]
     return "\n\n".join([*blocks, *failures])
+
+
+def excerpt(record: Mapping[str, Any]) -> str:
+    """Return the record as Markdown: its title and tables."""
+    blocks = [block.for_readme() for block in _blocks(record)]
+    return "\n\n".join([f"**{record['title']}**", *blocks])
+
+
+def _blocks(record: Mapping[str, Any]) -> list[Block]:
+    good = [row for row in record["rows"] if row["verified"]]
+    return _TABLES[record["experiment"]["kind"]](good) if good else []
 
 
 def by_text(rows: Iterable[Row]) -> dict[str, list[Row]]:
@@ -80,12 +107,12 @@ def _seconds(row: Row) -> Cells:
     return (f"{row['compress']['wall_s']:.1f}", f"{row['decompress']['wall_s']:.1f}")
 
 
-def _headed(rows: Sequence[Row], table: Sequence[Cells]) -> str:
+def _headed(rows: Sequence[Row], cells: Sequence[Cells]) -> Block:
     span = rows[0]["case"]["span"]
-    return "\n".join([f"{span['text']}  {rows[0]['input']['bytes']:,} bytes", *aligned(table)])
+    return Block(name=f"{span['text']}, {rows[0]['input']['bytes']:,} bytes", cells=cells)
 
 
-def _chunks(rows: Sequence[Row]) -> list[str]:
+def _chunks(rows: Sequence[Row]) -> list[Block]:
     blocks = []
     for group in by_text(rows).values():
         table: list[Cells] = [
@@ -103,7 +130,7 @@ def _chunks(rows: Sequence[Row]) -> list[str]:
     return blocks
 
 
-def _kinds(rows: Sequence[Row]) -> list[str]:
+def _kinds(rows: Sequence[Row]) -> list[Block]:
     blocks = []
     for group in by_text(rows).values():
         plain = roles(group).get("none")
@@ -127,7 +154,7 @@ def _kinds(rows: Sequence[Row]) -> list[str]:
     return blocks
 
 
-def _priors(rows: Sequence[Row]) -> list[str]:
+def _priors(rows: Sequence[Row]) -> list[Block]:
     blocks = []
     for group in by_text(rows).values():
         plain = roles(group).get("none")
@@ -169,7 +196,7 @@ def gains(group: Iterable[Row]) -> dict[str, dict[int, float]]:
     return found
 
 
-def _growth(rows: Sequence[Row]) -> list[str]:
+def _growth(rows: Sequence[Row]) -> list[Block]:
     blocks = []
     for name, group in by_text(rows).items():
         table: list[Cells] = [
@@ -191,19 +218,19 @@ def _growth(rows: Sequence[Row]) -> list[str]:
                     _percent(change(row, without) if without else None), *_seconds(row),
                 )
             )  # fmt: skip
-        lines = [name, *aligned(table)]
+        notes = []
         for vectors, by_size in gains(group).items():
             size_bytes = pays_from(by_size)
             if size_bytes is None:
-                lines.append(f"{vectors} vectors do not pay up to {max(by_size):,} bytes")
+                notes.append(f"{vectors} vectors do not pay up to {max(by_size):,} bytes")
             else:
                 at_most = " or fewer" if size_bytes <= min(by_size) else ""
-                lines.append(f"{vectors} vectors pay from {size_bytes:,.0f} bytes{at_most}")
-        blocks.append("\n".join(lines))
+                notes.append(f"{vectors} vectors pay from {size_bytes:,.0f} bytes{at_most}")
+        blocks.append(Block(name=name, cells=table, notes=notes))
     return blocks
 
 
-def _halves(rows: Sequence[Row]) -> list[str]:
+def _halves(rows: Sequence[Row]) -> list[Block]:
     table: list[Cells] = [
         ("second half of", "bytes", "none", "auto", "change", "file", "change", "file's bytes")
     ]
@@ -220,7 +247,7 @@ def _halves(rows: Sequence[Row]) -> list[str]:
         cells.append(f"{file['training']['file_bytes']:,}" if file else NOTHING)
         table.append(tuple(cells))
     note = "The file's own bytes are not counted: it serves any number of archives."
-    return ["\n".join([*aligned(table), note])]
+    return [Block(cells=table, notes=[note])]
 
 
 def pairs(rows: Iterable[Row]) -> dict[str, dict[str, tuple[Row, Row]]]:
@@ -238,7 +265,7 @@ def pairs(rows: Iterable[Row]) -> dict[str, dict[str, tuple[Row, Row]]]:
     return found
 
 
-def _choice(rows: Sequence[Row]) -> list[str]:
+def _choice(rows: Sequence[Row]) -> list[Block]:
     blocks = []
     for chunks, by_name in pairs(rows).items():
         table: list[Cells] = [
@@ -260,21 +287,16 @@ def _choice(rows: Sequence[Row]) -> list[str]:
         changes = [change(row, plain) for plain, row in by_name.values()]
         choosing_s = sum(row["details"]["choosing_s"] for _, row in by_name.values())
         wall_s = sum(row["compress"]["wall_s"] for _, row in by_name.values())
-        blocks.append(
-            "\n".join(
-                [
-                    f"chunks: {chunks}",
-                    *aligned(table),
-                    f"mean change {_percent(sum(changes) / len(changes))}, "
-                    f"larger {sum(part > 0 for part in changes)} of {len(changes)}, "
-                    f"choosing {100 * choosing_s / wall_s:.1f} % of compress time in all",
-                ]
-            )
+        note = (
+            f"mean change {_percent(sum(changes) / len(changes))}, "
+            f"larger {sum(part > 0 for part in changes)} of {len(changes)}, "
+            f"choosing {100 * choosing_s / wall_s:.1f} % of compress time in all"
         )
+        blocks.append(Block(name=f"chunks: {chunks}", cells=table, notes=[note]))
     return blocks
 
 
-_TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = MappingProxyType(
+_TABLES: Mapping[str, Callable[[Sequence[Row]], list[Block]]] = MappingProxyType(
     {
         "chunks": _chunks,
         "kinds": _kinds,

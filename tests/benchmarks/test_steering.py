@@ -27,7 +27,7 @@ from benchmarks.steering.charts import draw
 from benchmarks.steering.experiment import read_experiment
 from benchmarks.steering.plans import PLANS
 from benchmarks.steering.programs import LlmzipPieces, SteeredLlmzip, vector_facts
-from benchmarks.steering.tables import gains, pays_from, tables
+from benchmarks.steering.tables import excerpt, gains, pays_from, tables
 from tests.golden.make import line_of
 
 TEXT = line_of(400, 7) + b"The quick brown fox jumps over the lazy dog.\n"
@@ -358,7 +358,7 @@ RECORDS = {
     "chunks": (
         record("chunks", row("pieces of 2,000 bytes", 200), row("one stream", 150)),
         """\
-t  1,000 bytes
+t, 1,000 bytes
                        text bytes  of the text  all bytes     bpb  comp s  dec s
 pieces of 2,000 bytes         200       0.2000        250  2.0000     2.0    2.0
 one stream                    150       0.1500        200  1.6000     2.0    2.0""",
@@ -370,7 +370,7 @@ one stream                    150       0.1500        200  1.6000     2.0    2.0
                                                       "vectors": 16}}),
         ),
         """\
-t  1,000 bytes
+t, 1,000 bytes
 steering  chosen  vectors  side bytes  text bytes    change  all bytes   change  comp s  dec s
 none           -        -           0         200   +0.00 %        250  +0.00 %     2.0    2.0
 auto        wiki       16           2         180  -10.00 %        232  -7.20 %     2.0    2.0""",
@@ -382,7 +382,7 @@ auto        wiki       16           2         180  -10.00 %        232  -7.20 % 
                 training={"square_error": 0.00123}),
         ),
         """\
-t  1,000 bytes
+t, 1,000 bytes
 prior             vector bits  a coordinate  entropy  in all       MSE  float32 /  text bits    change  all bytes   change
 none                        -             -        -       -         -          -      1,600   +0.00 %        250  +0.00 %
 gaussian, 7 bins          400        4.0000   3.5000     350  1.23e-03        8.0      1,280  -20.00 %        261  +4.40 %""",  # noqa: E501
@@ -435,6 +435,21 @@ mean change +0.00 %, larger 0 of 1, choosing 25.0 % of compress time in all""",
 @pytest.mark.parametrize("kind", PLANS)
 def test_tables(kind: str) -> None:
     assert tables(RECORDS[kind][0]) == RECORDS[kind][1]
+
+
+def test_excerpt() -> None:
+    assert (
+        excerpt(RECORDS["halves"][0])
+        == """\
+**A title**
+
+| second half of | bytes | none | auto | change | file | change | file's bytes |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| t | 1,000 | 250 | 242 | -3.20 % | 209 | -16.40 % | 4,321 |
+
+The file's own bytes are not counted: it serves any number of archives."""
+    )
+    assert "\n\nt, 1,000 bytes\n\n| steering | chosen " in excerpt(RECORDS["kinds"][0])
 
 
 @pytest.mark.parametrize("kind", PLANS)
