@@ -29,7 +29,9 @@ CHECK = struct.Struct("<I")
 
 BUILT_IN: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
-        "wiki": (2, 0xA398F5117CD87A24),
+        "wiki-instruct": (2, 0xA398F5117CD87A24),
+        "prose": (3, 0x3F06407B8A1DA8F8),
+        "russian": (4, 0x76C5310F19CECA6C),
     }
 )
 """Name of each built-in steering file: the number in archives, the file's fingerprint.

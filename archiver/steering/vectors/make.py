@@ -3,10 +3,10 @@
     python -m archiver.steering.vectors.make NAME TRAINING_FOLDER --checkpoint FILE [--pause S]
 
 Without --pause it runs to the end; with it, it stops after so many seconds, and the same command
-goes on. "wiki" was made from its texts as they are, all others from what the codec's transforms
-leave of them. The texts are public (their names in the training folder, sources and hashes in its
-SOURCES.tsv) and apart from every benchmark text. A file that is made once stays; see BUILT_IN in
-`archiver.steering.files`.
+goes on. "wiki-instruct", for the published weights, was made from its texts as they are, all
+others from what the codec's transforms leave of them. The texts are public (their names in the
+training folder, sources and hashes in its SOURCES.tsv) and apart from every benchmark text. A
+file that is made once stays; see BUILT_IN in `archiver.steering.files`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,19 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What a built-in file was made from: texts of the training folder, steps, seed."""
+    """What a built-in file was made from: texts of the training folder, model, steps, seed."""
 
     texts: tuple[str, ...]
+    model: str = DEFAULT_MODEL
     steps: int = 160
     seed: int = 0
 
+
+_WIKI = (
+    "wiki_enwik8_1100000_800000",
+    "wiki_enwik8_3000000_1000000",
+    "wiki_mars_en.txt",
+)
 
 RECIPES = {
     "prose": Recipe(
@@ -48,13 +55,8 @@ RECIPES = {
             "prose_bible_400k.txt",
         )
     ),
-    "wiki": Recipe(
-        texts=(
-            "wiki_enwik8_1100000_800000",
-            "wiki_enwik8_3000000_1000000",
-            "wiki_mars_en.txt",
-        )
-    ),
+    "wiki": Recipe(texts=_WIKI),
+    "wiki-instruct": Recipe(texts=_WIKI, model="smollm2-135m-instruct"),
     "code": Recipe(texts=("code_libzpaq.cpp", "code_brotli_decode.js")),
     "logs": Recipe(
         texts=(
@@ -77,7 +79,7 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=float("inf"))
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.name]
-    package = registry.resolve(DEFAULT_MODEL)
+    package = registry.resolve(recipe.model)
     reader = TextReader(package)
     trainer = Trainer(
         TrainingModel(package),
