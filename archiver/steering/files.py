@@ -32,6 +32,8 @@ BUILT_IN: Mapping[str, tuple[int, int]] = MappingProxyType(
         "wiki-instruct": (2, 0xA398F5117CD87A24),
         "prose": (3, 0x3F06407B8A1DA8F8),
         "russian": (4, 0x76C5310F19CECA6C),
+        "wiki": (5, 0xFDEAB5CCA5D2F57F),
+        "logs": (6, 0x7A8B0BB36863DD68),
     }
 )
 """Name of each built-in steering file: the number in archives, the file's fingerprint.
