@@ -7,6 +7,9 @@ goes on. "wiki-instruct", for the published weights, was made from its texts as 
 others from what the codec's transforms leave of them. The texts are public (their names in the
 training folder, sources and hashes in its SOURCES.tsv) and apart from every benchmark text. A
 file that is made once stays; see BUILT_IN in `archiver.steering.files`.
+
+None are for code: trained on code_libzpaq.cpp and code_brotli_decode.js, they saved 0.04 % of the
+bits of held-out windows after 20 steps, and no more in 100 others.
 """
 
 from __future__ import annotations
@@ -57,7 +60,6 @@ RECIPES = {
     ),
     "wiki": Recipe(texts=_WIKI),
     "wiki-instruct": Recipe(texts=_WIKI, model="smollm2-135m-instruct"),
-    "code": Recipe(texts=("code_libzpaq.cpp", "code_brotli_decode.js")),
     "logs": Recipe(
         texts=(
             "logs_Apache_2k.log",
