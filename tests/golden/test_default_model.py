@@ -21,6 +21,7 @@ CONTENT_BYTES = 1500
 GOLDENS = {
     "one_stream": CompressOptions(steering="none"),
     "streams": CompressOptions(level=1, chunk_tokens=40, steering="none"),
+    "prose": CompressOptions(level=1, chunk_tokens=40, steering="prose"),
 }
 
 pytestmark = pytest.mark.slow

@@ -29,7 +29,9 @@ from archiver.steering.sections import describe_section
 from archiver.types import Int32Array
 from tests.codec.test_frame import make_codec
 from tests.reference.decoder import decode
+from tests.reference.steering import built_in_names as reference_names
 
+FORMAT = Path(archiver.__file__).parent / "container" / "FORMAT.md"
 CHUNKING = Chunking(tokens_min=50, streams=1024)
 TEXT = """\
 The quick brown fox jumps over the lazy dog. It was the best of times.
@@ -104,6 +106,17 @@ def test_the_reference_decodes_archives(
     with archiver.open(archive, steering=given) as file:
         assert file.read() == TEXT
     assert archiver.verify(archive, steering=given).content_bytes == len(TEXT)
+
+
+def test_built_in_files_are_those_that_the_format_lists() -> None:
+    files.built_in_file.cache_clear()
+    listed = FORMAT.read_text(encoding="utf-8")
+    for name, (number, fingerprint) in files.BUILT_IN.items():
+        assert files.built_in_file(name).fingerprint == fingerprint
+        assert re.search(rf"^\| {number} +\| {name} +\| {fingerprint:016X} \|$", listed, re.M)
+    assert reference_names() == {number: name for name, (number, _) in files.BUILT_IN.items()}
+    found = sorted(path.name for path in files.FOLDER.glob("*.steer"))
+    assert found == sorted(f"{name}.steer" for name in files.BUILT_IN)
 
 
 def test_built_in_vectors_by_number(
