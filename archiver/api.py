@@ -344,6 +344,7 @@ def train(
     time_limit_s: float | None = None,
     prior: str = DEFAULT_PRIOR,
     bins: int = DEFAULT_BINS,
+    streams: int | None = None,
     seed: int = 0,
     checkpoint: PathLike | None = None,
     threads: int | None = None,
@@ -363,6 +364,9 @@ def train(
         prior: how the vectors are stored, one of `options.STEERING_PRIORS`; bins: in how many
             values a coordinate, 2 to 255. With the checkpoint of a training that is done, its
             vectors are stored anew.
+        streams: in how many streams the vectors shall save more than they take, for archives
+            that hold them: their own bits are part of what training makes least, and the prior
+            is "scales" with a step of its own. None where their bytes do not matter.
         checkpoint: where to keep the state; a training that was interrupted goes on from there.
         report: told of the state after every step.
 
@@ -379,7 +383,7 @@ def train(
     from archiver.steering.texts import TextReader
 
     check_threads(threads)
-    check_training(vectors, steps)
+    check_training(vectors, steps, streams)
     if steps is None and time_limit_s is None:
         time_limit_s = DEFAULT_TRAINING_S
     package = registry.resolve(model, progress=model_progress)
@@ -396,6 +400,7 @@ def train(
             limit_s=time_limit_s,
             prior=prior,
             bins=bins,
+            streams=streams,
             checkpoint=_path(checkpoint),
             threads=threads,
         )

@@ -31,6 +31,7 @@ STEERING_SUFFIX = ".steer"
 DEFAULT_TRAINING_S = 15 * 60.0
 LARGEST_TRAINED_VECTORS = 32
 LARGEST_TRAINING_STEPS = 100_000
+LARGEST_SERVED_STREAMS = 1_000_000_000
 STEERING_PRIORS = ("gaussian", "empirical", "lloyd-max", "scales")
 DEFAULT_PRIOR = "gaussian"
 DEFAULT_BINS = 63  # of a steering file, which is not charged: 5 bits a coordinate
@@ -240,8 +241,8 @@ def check_device(device: str) -> None:
         raise UsageError(f"no device {device!r}; there are: {', '.join(DEVICES)}")
 
 
-def check_training(vectors: int, steps: int | None) -> None:
-    """Return when so many vectors can be trained, in so many steps.
+def check_training(vectors: int, steps: int | None, streams: int | None = None) -> None:
+    """Return when so many vectors can be trained, in so many steps, to serve so many streams.
 
     Raises:
         UsageError: they cannot.
@@ -249,6 +250,8 @@ def check_training(vectors: int, steps: int | None) -> None:
     _check("number of trained vectors", vectors, 1, LARGEST_TRAINED_VECTORS)
     if steps is not None:
         _check("number of steps", steps, 1, LARGEST_TRAINING_STEPS)
+    if streams is not None:
+        _check("number of streams", streams, 1, LARGEST_SERVED_STREAMS)
 
 
 def _check(what: str, value: int, smallest: int, largest: int) -> None:

@@ -12,6 +12,7 @@ from archiver.options import (
     DEFAULT_BINS,
     DEFAULT_MODEL,
     DEFAULT_PRIOR,
+    LARGEST_SERVED_STREAMS,
     LARGEST_TRAINED_VECTORS,
     LARGEST_TRAINING_STEPS,
     STEERING_PRIORS,
@@ -52,6 +53,11 @@ if TYPE_CHECKING:
     "--bins", type=click.IntRange(2, 255), default=DEFAULT_BINS, show_default=True,
     help="In how many values a coordinate is stored.",
 )  # fmt: skip
+@click.option(
+    "--streams", type=click.IntRange(1, LARGEST_SERVED_STREAMS),
+    help="Weigh the vectors' own bytes against what they save in so many streams, for archives "
+    "that hold them (--embed); --prior and --bins do not count then.",
+)  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--checkpoint", type=click.Path(), help="Where to keep the state; an interrupted run goes on."
@@ -70,6 +76,7 @@ def train(
     steps: int | None,
     prior: str,
     bins: int,
+    streams: int | None,
     seed: int,
     checkpoint: str | None,
     threads: int | None,
@@ -99,6 +106,7 @@ def train(
             time_limit_s=time_limit,
             prior=prior,
             bins=bins,
+            streams=streams,
             seed=seed,
             checkpoint=checkpoint,
             threads=threads or None,

@@ -48,7 +48,10 @@ class FileSettings:
     Attributes:
         vectors: how many; seed: of every random choice.
         steps: how many at most; limit_s: how long at most; None for no limit of time.
-        prior, bins: as `quantizers.quantize` takes them.
+        prior, bins: as `quantizers.quantize` takes them; with `streams` they are "scales", and
+            the steps those of vectors that are stored with a text.
+        streams: in how many streams the vectors shall save more than they take; None where
+            their own bytes do not matter.
         checkpoint: where the training can be resumed from; None for nowhere.
         threads: that may work; None for one a core.
     """
@@ -59,6 +62,7 @@ class FileSettings:
     limit_s: float | None
     prior: str
     bins: int
+    streams: int | None
     checkpoint: Path | None
     threads: int | None
 
@@ -118,7 +122,7 @@ def stored_vectors(
         vectors=vectors,
         steps=steps,
         limit_s=limit_s,
-        charge=Charge(streams=streams * (1 + GAIN_BEYOND), step=STORED_STEP),
+        charge=_charge(streams),
     )
     with _torch_threads(threads):
         trainer = Trainer(TrainingModel(package, _device()), [ranks], settings, beginning=beginning)
@@ -153,13 +157,17 @@ def steering_file(
                 seed=settings.seed,
                 steps=settings.steps,
                 limit_s=settings.limit_s,
+                charge=None if settings.streams is None else _charge(settings.streams),
             ),
             checkpoint=settings.checkpoint,
         )
         found = trainer.run(report)
     base = Base(ranks=found.base_ranks)
-    quantized = quantizers.quantize(
-        found.values, settings.prior, settings.bins, base, base_vectors(base, package)
+    prompt = base_vectors(base, package)
+    quantized = (
+        quantizers.quantize(found.values, settings.prior, settings.bins, base, prompt)
+        if settings.streams is None
+        else quantizers.scales(found.values, STORED_STEP, base, prompt)
     )
     body = encode_body(quantized.codes, quantized.scale, quantized.prior, package)
     file = SteeringFile(package_fingerprint=package.fingerprint_bytes, body=body)
@@ -172,6 +180,10 @@ def steering_file(
         vector_bytes=len(body),
         square_error=float(np.mean(np.square(quantized.values() - found.values))),
     )
+
+
+def _charge(streams: int) -> Charge:
+    return Charge(streams=streams * (1 + GAIN_BEYOND), step=STORED_STEP)
 
 
 def _device() -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
-from archiver.options import LARGEST_FRAME_BYTES, STEERING_PRIORS, SteeringChoice
+from archiver.options import DEFAULT_BINS, LARGEST_FRAME_BYTES, STEERING_PRIORS, SteeringChoice
 from benchmarks.records import LlmzipSettings
 
 STEERING_FILE = "FILE"  # in a case's settings: the file that is trained for it
@@ -38,7 +38,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """A steering file to make first: what it is trained on, and how it is stored."""
+    """A steering file to make first: what it is trained on, and how it is stored.
+
+    Attributes:
+        streams: as `archiver.train` takes it.
+    """
 
     span: Span
     vectors: int
@@ -46,6 +50,7 @@ class Training:
     seed: int
     prior: str
     bins: int
+    streams: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +141,12 @@ class KindsPlan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriorsPlan:
     """One set of vectors, trained on the text itself, stored by each prior with each number of
-    bins; and, if asked for, vectors trained with their own bits in the loss."""
+    bins; and vectors trained with their own bits in the loss.
+
+    Attributes:
+        learned: in how many streams the latter shall save more than they take; 0 for as many as
+            the text has.
+    """
 
     kind: ClassVar[str] = "priors"
     vectors: int
@@ -144,7 +154,7 @@ class PriorsPlan:
     seed: int
     priors: tuple[str, ...]
     bins: tuple[int, ...]
-    learned: bool
+    learned: tuple[int, ...]
 
     def __post_init__(self) -> None:
         for prior in self.priors:
@@ -163,9 +173,17 @@ class PriorsPlan:
                 settings = LlmzipSettings(steering=STEERING_FILE, embed_steering=True)
                 role = f"{prior}, {bins} bins"
                 found.append(Case(role=role, span=span, settings=settings, training=training))
-        if self.learned:
-            settings = LlmzipSettings(steering=f"trained:{self.vectors}:{self.steps}steps")
-            found.append(Case(role="learned", span=span, settings=settings))
+        for streams in self.learned:
+            charged: Training | None = None
+            role, choice = "learned", f"trained:{self.vectors}:{self.steps}steps"
+            if streams:
+                role, choice = f"learned, {streams:,} streams", STEERING_FILE
+                charged = Training(
+                    span=span, vectors=self.vectors, steps=self.steps, seed=self.seed,
+                    prior="scales", bins=DEFAULT_BINS, streams=streams,
+                )  # fmt: skip
+            settings = LlmzipSettings(steering=choice, embed_steering=streams > 0 or None)
+            found.append(Case(role=role, span=span, settings=settings, training=charged))
         return found
 
 

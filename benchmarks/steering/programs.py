@@ -122,6 +122,7 @@ def train(
     seed: int,
     prior: str,
     bins: int,
+    streams: int | None,
 ) -> dict[str, Any]:
     """Make a steering file; a checkpoint of the same training saves the training.
 
@@ -132,7 +133,8 @@ def train(
 
     summary = archiver.train(
         [Path(source)], Path(target), model=model, vectors=vectors, steps=steps, prior=prior,
-        bins=bins, seed=seed, checkpoint=checkpoint, threads=threads, overwrite=True,
+        bins=bins, streams=streams, seed=seed, checkpoint=checkpoint, threads=threads,
+        overwrite=True,
     )  # fmt: skip
     return dataclasses.asdict(summary)
 

@@ -80,7 +80,7 @@ def test_every_kind_has_an_experiment() -> None:
 
 
 def test_an_experiment(tmp_path: Path) -> None:
-    path = experiment(tmp_path, "priors", 'vectors = 2\nsteps = 3\nseed = 4\nlearned = true\n'
+    path = experiment(tmp_path, "priors", 'vectors = 2\nsteps = 3\nseed = 4\nlearned = [0, 50]\n'
                       'priors = ["gaussian", "scales"]\nbins = [7, 15]\n')  # fmt: skip
     found = read_experiment(path)
     assert (found.common.name, found.common.title) == ("tried", "A title")
@@ -145,7 +145,7 @@ def test_keys_are_strict(tmp_path: Path, change: tuple[str, str], message: str) 
     ("kind", "plan", "message"),
     [
         ("kinds", 'steering = ["none", "random:0"]', "number of random vectors must be 1 to 256"),
-        ("priors", 'vectors = 1\nsteps = 1\nseed = 0\nlearned = false\nbins = [3]\n'
+        ("priors", 'vectors = 1\nsteps = 1\nseed = 0\nlearned = []\nbins = [3]\n'
          'priors = ["flat"]', "no prior 'flat'"),
     ],
 )  # fmt: skip
@@ -299,7 +299,7 @@ def test_priors_share_one_training(tiny: ModelPackage, tmp_path: Path) -> None:
     """The text is long enough to train on; nobody asks whether zstd would do better."""
     content = line_of(40_000, 1)
     path = experiment(
-        tmp_path, "priors", 'vectors = 2\nsteps = 2\nseed = 0\nlearned = false\n'
+        tmp_path, "priors", 'vectors = 2\nsteps = 2\nseed = 0\nlearned = []\n'
         'priors = ["gaussian", "scales"]\nbins = [7]\n', content,
     )  # fmt: skip
     found = run(path)
