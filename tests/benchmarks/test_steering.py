@@ -88,9 +88,13 @@ def test_an_experiment(tmp_path: Path) -> None:
     cases = found.plan.cases("t", 100)
     assert [case.role for case in cases] == [
         "none", "gaussian, 7 bins", "gaussian, 15 bins", "scales, 7 bins", "scales, 15 bins",
-        "learned",
+        "learned", "learned, 50 streams",
     ]  # fmt: skip
-    assert cases[-1].settings.steering == "trained:2:3steps"
+    assert cases[-2].settings.steering == "trained:2:3steps"
+    assert cases[-2].training is None
+    assert cases[-1].settings == cases[1].settings
+    assert cases[-1].training is not None
+    assert (cases[-1].training.prior, cases[-1].training.streams) == ("scales", 50)
     assert cases[1].as_dict() == {
         "role": "gaussian, 7 bins",
         "span": {"text": "t", "begin": 0, "end": 100},
@@ -98,7 +102,7 @@ def test_an_experiment(tmp_path: Path) -> None:
         "settings": {"steering": "FILE", "embed_steering": True},
         "training": {
             "span": {"text": "t", "begin": 0, "end": 100}, "vectors": 2, "steps": 3, "seed": 4,
-            "prior": "gaussian", "bins": 7,
+            "prior": "gaussian", "bins": 7, "streams": None,
         },
     }  # fmt: skip
 

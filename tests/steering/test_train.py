@@ -20,7 +20,7 @@ from archiver.predict.soft_prompt import SoftPrompt
 from archiver.steering import choice, files, quantizers
 from archiver.steering.bodies import base_vectors, encode_body
 from archiver.steering.llama import TrainingModel
-from archiver.steering.priors import Base
+from archiver.steering.priors import Base, PriorKind
 from archiver.steering.sections import built_in_section
 from archiver.steering.sources import random_vectors, resolve
 from archiver.steering.starts import read_start
@@ -342,6 +342,20 @@ def test_one_training_stored_by_every_prior(tiny: ModelPackage, tmp_path: Path) 
     assert found["gaussian", 7].square_error == pytest.approx(100 * fine, rel=0.5)
 
 
+def test_vectors_that_serve_more_streams_may_take_more(tiny: ModelPackage, tmp_path: Path) -> None:
+    sizes = []
+    for streams in (1, 1_000_000):
+        target = tmp_path / f"{streams}.steer"
+        found = archiver.train(
+            [TEXT], target, model="tiny", vectors=2, steps=40, prior="gaussian", streams=streams
+        )
+        body = files.read_file(target).body
+        assert read_start(body).prior.kind is PriorKind.SCALES
+        assert found.vector_bytes == len(body)
+        sizes.append(len(body))
+    assert sizes[0] < 20 < sizes[1]
+
+
 def test_settings_of_training_that_make_no_sense(tiny: ModelPackage, tmp_path: Path) -> None:
     for changes, message in (
         ({"prior": "uniform"}, "no prior 'uniform'; there are gaussian, empirical, lloyd-max, sca"),
@@ -349,6 +363,7 @@ def test_settings_of_training_that_make_no_sense(tiny: ModelPackage, tmp_path: P
         ({"bins": 256}, "the number of bins must be 2 to 255, not 256"),
         ({"steps": 0}, "the number of steps must be 1 to 100000, not 0"),
         ({"vectors": 33}, "the number of trained vectors must be 1 to 32, not 33"),
+        ({"streams": 0}, "the number of streams must be 1 to 1000000000, not 0"),
     ):
         with pytest.raises(UsageError, match=message):
             archiver.train([TEXT], tmp_path / "x.steer", model="tiny", **changes)  # type: ignore[arg-type]
