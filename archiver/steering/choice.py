@@ -37,10 +37,9 @@ VECTORS_BY_DEFAULT = 4  # to train where there are none to begin with
 
 Steering = tuple[SteeringSection, SoftPrompt]
 
-# Trying all candidates takes this part of the time that coding the text takes, but for short
-# texts, whose extracts would say nothing.
+# Trying all candidates takes this part of the time that coding the text takes. Nothing is tried
+# where that is too little for a piece: a text with so few streams has nothing to gain.
 _TRIALS_PART = 32
-_TRIAL_BYTES_MIN = 256
 _TRIAL_BYTES_MAX = 1 << 14
 _PIECE_BYTES = 512
 # Built-in vectors cost 0.10 to 0.14 % of the payload beyond the beginnings of streams (alice29, a
@@ -174,19 +173,15 @@ def _header_bytes(section: SteeringSection) -> int:
 
 
 def extract_of(sample: bytes, trials: int) -> bytes:
-    """Return some pieces of a text, spread over it, or all of it if it is short.
+    """Return some pieces of a text, spread over it; nothing of a short one.
 
     Args:
         trials: how many times they will be coded; the more, the fewer there are.
     """
-    part_bytes = len(sample) // (_TRIALS_PART * trials)
-    wanted = min(max(part_bytes, _TRIAL_BYTES_MIN), _TRIAL_BYTES_MAX)
-    if len(sample) <= wanted:
-        return sample
-    count = max(1, wanted // _PIECE_BYTES)
+    count = min(len(sample) // (_TRIALS_PART * trials), _TRIAL_BYTES_MAX) // _PIECE_BYTES
     pieces = []
     for number in range(count):
-        begin = max(0, len(sample) - _PIECE_BYTES) * (2 * number + 1) // (2 * count)
+        begin = (len(sample) - _PIECE_BYTES) * (2 * number + 1) // (2 * count)
         pieces.append(_whole_characters(sample[begin : begin + _PIECE_BYTES]))
     return b"".join(pieces)
 

@@ -21,7 +21,7 @@ from archiver.options import CompressOptions
 from archiver.predict.engine import Engine
 from archiver.predict.package import ModelPackage
 from archiver.predict.soft_prompt import SoftPrompt
-from archiver.steering import files, quantizers
+from archiver.steering import choice, files, quantizers
 from archiver.steering.bodies import decode_body, encode_body
 from archiver.steering.choice import best_built_in, extract_of
 from archiver.steering.files import SteeringFile
@@ -157,6 +157,7 @@ def test_the_best_built_in_vectors_are_found(
         table[name] = (number, files.read_file(path).fingerprint)
     monkeypatch.setattr(files, "FOLDER", tmp_path)
     monkeypatch.setattr(files, "BUILT_IN", table)
+    monkeypatch.setattr(choice, "extract_of", lambda sample, trials: sample)
     files.built_in_file.cache_clear()
     sizes = {
         name: archiver.info(archiver.compress(TEXT, options=options(name))).payload_bytes
@@ -207,6 +208,7 @@ def test_built_in_vectors_have_to_pay(
     file = files.read_file(steering_file(tiny, tmp_path / "mine.steer"))
     monkeypatch.setattr(files, "FOLDER", tmp_path)
     monkeypatch.setattr(files, "BUILT_IN", {"mine": (200, file.fingerprint)})
+    monkeypatch.setattr(choice, "extract_of", lambda sample, trials: sample)
     files.built_in_file.cache_clear()
     encoder = cast(FrameCodec, Encoder((100, 100 - saved), streams))
     assert (best_built_in(tiny, encoder, content) is not None) == taken
@@ -308,13 +310,10 @@ def test_extracts_are_small_and_whole_characters(text: str, repeats: int, trials
     sample = (text * repeats).encode()
     extract = extract_of(sample, trials)
     extract.decode()
-    assert len(extract) <= max(len(sample) // (32 * trials), 512)
-    if len(sample) <= 256:
-        assert extract == sample
-    elif text:
-        assert extract
+    assert len(extract) <= len(sample) // (32 * trials)
+    assert bool(extract) == (len(sample) >= 32 * trials * 512)
 
 
 def test_extracts_of_bytes_that_are_no_text() -> None:
-    for sample in (b"\xff" * 5000, b"\x80" * 5000, bytes(range(256)) * 50):
+    for sample in (b"\xff" * 40_000, b"\x80" * 40_000, bytes(range(256)) * 160):
         assert len(extract_of(sample, 2)) >= 256
