@@ -45,7 +45,7 @@ _PIECE_BYTES = 512
 # Built-in vectors cost 0.10 to 0.14 % of the payload beyond the beginnings of streams (alice29, a
 # Russian novel, a log, at the default level), which is half as long as what zstd makes, or shorter.
 _LATE_COST_PART = 2000  # of what zstd makes
-# Less than this part of an extract is chance: where 0.6 and 1.0 % were saved (two Russian texts), the
+# Less than this part of an extract is chance: where 0.6 and 1.0 % were saved (two Russian texts),
 # archives were 0.1 % longer, where 1.6 to 4.4 % were (English prose, a log), they were shorter.
 _CHANCE_PART = 64
 _TRIAL_CHUNKING = Chunking(tokens_min=128, streams=LARGEST_STREAMS)
