@@ -521,8 +521,8 @@ def test_the_excerpt_of_what_is_incomplete() -> None:
     [
         ('{"benchmark": "predictors"}', "", "README.md lacks <!-- predictors -->"),
         ('{"benchmark": "files"}', "<!-- results -->", "README.md lacks <!-- results -->"),
-        ('{"benchmark": "theory"}', "", "no record of files, speed, predictors, mixer, sweep"),
-        ("{", "", "no record of files, speed, predictors, mixer, sweep"),
+        ('{"benchmark": "theory"}', "", "no record of files, speed, predictors, mixer, steering, sweep"),
+        ("{", "", "no record of files, speed, predictors, mixer, steering, sweep"),
     ],
 )
 def test_what_no_excerpt_is_made_of(tmp_path: Path, content: str, page: str, message: str) -> None:
