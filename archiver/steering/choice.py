@@ -142,10 +142,9 @@ def trained(
 def best_built_in(package: ModelPackage, codec: FrameCodec, sample: bytes) -> Steering | None:
     """Return the built-in vectors that code an extract of the text shortest; None for none.
 
-    None pay, either, that save less than naming them costs, and having them far into a stream,
-    or so little that it may be chance.
-    What they save is taken to be saved once a stream: the extract has many streams, the text may
-    have few.
+    Those are left out that save less than it costs to name them and to have them far into a
+    stream, or so little that it may be chance. What they save is taken to be saved once a stream:
+    the extract has many streams, the text may have few.
     """
     candidates = [
         name
@@ -166,9 +165,9 @@ def best_built_in(package: ModelPackage, codec: FrameCodec, sample: bytes) -> St
         section = sections.built_in_section(name)
         prompt = sources.resolve(section, package, None)
         size = len(trial.steered(prompt, _TRIAL_CHUNKING).encode(extract))
-        cost = _header_bytes(section) + late_cost
         saved = plain - size
-        if size < best and saved * streams_a_trial > cost and saved * _CHANCE_PART >= plain:
+        pays = saved * streams_a_trial > _header_bytes(section) + late_cost
+        if size < best and pays and saved * _CHANCE_PART >= plain:
             best, found = size, (section, prompt)
     return found
 

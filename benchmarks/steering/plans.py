@@ -182,7 +182,7 @@ class PriorsPlan:
                     span=span, vectors=self.vectors, steps=self.steps, seed=self.seed,
                     prior="scales", bins=DEFAULT_BINS, streams=streams,
                 )  # fmt: skip
-            settings = LlmzipSettings(steering=choice, embed_steering=streams > 0 or None)
+            settings = LlmzipSettings(steering=choice, embed_steering=True if streams else None)
             found.append(Case(role=role, span=span, settings=settings, training=charged))
         return found
 

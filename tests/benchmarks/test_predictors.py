@@ -516,13 +516,16 @@ def test_the_excerpt_of_what_is_incomplete() -> None:
     ]
 
 
+NO_RECORD = "no record of files, speed, predictors, mixer, steering, sweep"
+
+
 @pytest.mark.parametrize(
     ("content", "page", "message"),
     [
         ('{"benchmark": "predictors"}', "", "README.md lacks <!-- predictors -->"),
         ('{"benchmark": "files"}', "<!-- results -->", "README.md lacks <!-- results -->"),
-        ('{"benchmark": "theory"}', "", "no record of files, speed, predictors, mixer, steering, sweep"),
-        ("{", "", "no record of files, speed, predictors, mixer, steering, sweep"),
+        ('{"benchmark": "theory"}', "", NO_RECORD),
+        ("{", "", NO_RECORD),
     ],
 )
 def test_what_no_excerpt_is_made_of(tmp_path: Path, content: str, page: str, message: str) -> None:
