@@ -342,8 +342,8 @@ def train(
     vectors: int = 8,
     steps: int | None = None,
     time_limit_s: float | None = None,
-    prior: str = DEFAULT_PRIOR,
-    bins: int = DEFAULT_BINS,
+    prior: str | None = None,
+    bins: int | None = None,
     streams: int | None = None,
     seed: int = 0,
     checkpoint: PathLike | None = None,
@@ -362,11 +362,12 @@ def train(
         time_limit_s: how long to train, resumed runs included; None for no limit where there
             is one of steps, else 15 minutes.
         prior: how the vectors are stored, one of `options.STEERING_PRIORS`; bins: in how many
-            values a coordinate, 2 to 255. With the checkpoint of a training that is done, its
-            vectors are stored anew.
+            values a coordinate, 2 to 255. None for the defaults. With the checkpoint of a training
+            that is done, its vectors are stored anew.
         streams: in how many streams the vectors shall save more than they take, for archives
             that hold them: their own bits are part of what training makes least, and the prior
-            is "scales" with a step of its own. None where their bytes do not matter.
+            is "scales" with a step of its own, instead of `prior` and `bins`. None where their
+            bytes do not matter.
         checkpoint: where to keep the state; a training that was interrupted goes on from there.
         report: told of the state after every step.
 
@@ -374,8 +375,8 @@ def train(
         What the training came to.
 
     Raises:
-        UsageError: the texts are too short, the checkpoint is of another training, or a number
-            is out of range.
+        UsageError: the texts are too short, the checkpoint is of another training, a number is
+            out of range, or `streams` is given with a prior or bins.
         InputError, OutputError, ModelError: see `archiver.errors`.
     """
     from archiver.predict import registry
@@ -384,6 +385,11 @@ def train(
 
     check_threads(threads)
     check_training(vectors, steps, streams)
+    if streams is not None and (prior is not None or bins is not None):
+        raise UsageError(
+            "vectors that are weighed against what they save in streams have a prior of their own: "
+            "give a number of streams, or a prior and bins"
+        )
     if steps is None and time_limit_s is None:
         time_limit_s = DEFAULT_TRAINING_S
     package = registry.resolve(model, progress=model_progress)
@@ -398,8 +404,8 @@ def train(
             seed=seed,
             steps=steps or STEPS_MAX,
             limit_s=time_limit_s,
-            prior=prior,
-            bins=bins,
+            prior=DEFAULT_PRIOR if prior is None else prior,
+            bins=DEFAULT_BINS if bins is None else bins,
             streams=streams,
             checkpoint=_path(checkpoint),
             threads=threads,

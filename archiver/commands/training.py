@@ -46,17 +46,17 @@ if TYPE_CHECKING:
     help="How many steps to train: the same again on the same machine.",
 )  # fmt: skip
 @click.option(
-    "--prior", type=click.Choice(STEERING_PRIORS), default=DEFAULT_PRIOR, show_default=True,
+    "--prior", type=click.Choice(STEERING_PRIORS), show_default=DEFAULT_PRIOR,
     help="How the vectors are stored.",
 )  # fmt: skip
 @click.option(
-    "--bins", type=click.IntRange(2, 255), default=DEFAULT_BINS, show_default=True,
+    "--bins", type=click.IntRange(2, 255), show_default=str(DEFAULT_BINS),
     help="In how many values a coordinate is stored.",
 )  # fmt: skip
 @click.option(
     "--streams", type=click.IntRange(1, LARGEST_SERVED_STREAMS),
     help="Weigh the vectors' own bytes against what they save in so many streams, for archives "
-    "that hold them (--embed); --prior and --bins do not count then.",
+    "that hold them (--embed), instead of --prior and --bins.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
@@ -74,8 +74,8 @@ def train(
     vectors: int,
     time_limit: float | None,
     steps: int | None,
-    prior: str,
-    bins: int,
+    prior: str | None,
+    bins: int | None,
     streams: int | None,
     seed: int,
     checkpoint: str | None,

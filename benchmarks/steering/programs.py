@@ -131,10 +131,10 @@ def train(
     """
     import archiver
 
+    stored = {"prior": prior, "bins": bins} if streams is None else {"streams": streams}
     summary = archiver.train(
-        [Path(source)], Path(target), model=model, vectors=vectors, steps=steps, prior=prior,
-        bins=bins, streams=streams, seed=seed, checkpoint=checkpoint, threads=threads,
-        overwrite=True,
+        [Path(source)], Path(target), model=model, vectors=vectors, steps=steps, seed=seed,
+        checkpoint=checkpoint, threads=threads, overwrite=True, **stored,
     )  # fmt: skip
     return dataclasses.asdict(summary)
 

@@ -346,9 +346,7 @@ def test_vectors_that_serve_more_streams_may_take_more(tiny: ModelPackage, tmp_p
     sizes = []
     for streams in (1, 1_000_000):
         target = tmp_path / f"{streams}.steer"
-        found = archiver.train(
-            [TEXT], target, model="tiny", vectors=2, steps=40, prior="gaussian", streams=streams
-        )
+        found = archiver.train([TEXT], target, model="tiny", vectors=2, steps=40, streams=streams)
         body = files.read_file(target).body
         assert read_start(body).prior.kind is PriorKind.SCALES
         assert found.vector_bytes == len(body)
@@ -364,6 +362,8 @@ def test_settings_of_training_that_make_no_sense(tiny: ModelPackage, tmp_path: P
         ({"steps": 0}, "the number of steps must be 1 to 100000, not 0"),
         ({"vectors": 33}, "the number of trained vectors must be 1 to 32, not 33"),
         ({"streams": 0}, "the number of streams must be 1 to 1000000000, not 0"),
+        ({"streams": 9, "prior": "gaussian"}, "give a number of streams, or a prior and bins"),
+        ({"streams": 9, "bins": 63}, "give a number of streams, or a prior and bins"),
     ):
         with pytest.raises(UsageError, match=message):
             archiver.train([TEXT], tmp_path / "x.steer", model="tiny", **changes)  # type: ignore[arg-type]
