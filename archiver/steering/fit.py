@@ -16,11 +16,11 @@ from archiver.container.layout import SteeringKind, SteeringSection
 from archiver.predict.soft_prompt import SoftPrompt
 from archiver.steering import quantizers, sections
 from archiver.steering.bodies import base_vectors, decode_body, encode_body
+from archiver.steering.charge import Charge
 from archiver.steering.files import SteeringFile
 from archiver.steering.llama import TrainingModel
 from archiver.steering.priors import Base
 from archiver.steering.train import (
-    Charge,
     Trainer,
     TrainingSettings,
     TrainingState,

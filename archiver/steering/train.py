@@ -7,12 +7,11 @@
 Every window begins as a stream does: cold, after the vectors and the start token. Vectors begin
 as the embeddings of a span of the texts, the best of some, or as those that are given.
 
-With a `charge`, the vectors are meant to be stored with the text: their bits under a normal
-distribution around the beginning, one sigma a vector, count beside the text's, and noise of one
-quantization step stands for the rounding to come (as in learned image compression).
+With a `charge`, the vectors are meant to be stored with the text, and their bits count beside the
+text's (`charge.py`).
 
 Source: Lester, Al-Rfou, Constant, "The Power of Scale for Parameter-Efficient Prompt Tuning"
-(2021); Balle et al., "Variational image compression with a scale hyperprior" (2018).
+(2021).
 """
 
 from __future__ import annotations
@@ -31,12 +30,16 @@ import torch
 from torch import Tensor
 
 from archiver.errors import UsageError
+from archiver.steering.charge import NOISES, Charge, ChargedVectors
 from archiver.steering.llama import TrainingModel
 from archiver.types import Float32Array, Int32Array, Int64Array
 
 WINDOW_TOKENS = 384
 WINDOWS_A_STEP = 2
-LEARNING_RATE = 0.02  # embeddings have a standard deviation of about 0.12
+LEARNING_RATE, EPSILON = 0.02, 1e-8  # embeddings have a standard deviation of about 0.12
+# Of charged vectors. A gradient's coordinate is about 1e-3: those that hardly matter hardly move.
+CHARGED_RATE, CHARGED_EPSILON = 0.04, 1e-3
+RATES = (1, 3)  # of the vectors and of what charges them, against that rate
 WARM_UP_STEPS = 5
 BEGINNINGS = 12  # spans of text that are tried
 TRIAL_TOKENS = 64
@@ -45,21 +48,9 @@ HELD_OUT_WINDOWS = 10
 HELD_OUT_PART = 8  # at most one window in so many
 EVALUATE_EVERY = 20
 PATIENCE = 6  # evaluations without a gain before training ends
+THIN_AT = 0.5  # the part of a charged training after which coordinates that do not pay go back
 
 Report = Callable[["TrainingState"], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Charge:
-    """What storing the vectors costs, beside how much text they serve.
-
-    Attributes:
-        streams: how many times the gain of one window is reaped.
-        step: the quantization step to come.
-    """
-
-    streams: float
-    step: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +145,7 @@ class Trainer:
     @property
     def done(self) -> bool:
         """Whether the time or the steps are used up, or nothing is gained any more."""
-        return self._part(self._used_s) >= 1 or self._stale >= PATIENCE
+        return self._part(self._used_s) >= 1 or (self._stale >= PATIENCE and not self._thinnable)
 
     def run(self, report: Report | None = None, pause_after_s: float = math.inf) -> TrainedVectors:
         """Train until done; return the best vectors.
@@ -191,7 +182,7 @@ class Trainer:
         """Where the training is."""
         return TrainingState(
             step=self._step,
-            part=min(self._part(self._used_s), 1.0),
+            part=1.0 if self.done else self._part(self._used_s),
             plain_bits=self._plain_bits,
             best_bits=self._best[0],
         )
@@ -204,14 +195,13 @@ class Trainer:
     def _begin(self, base: Tensor) -> None:
         self._base = base
         self._vectors = torch.nn.Parameter(base.clone())
-        # A little more than what rounds to nothing, so that the charge begins near nothing.
-        self._log_sigma = torch.nn.Parameter(torch.full((len(base), 1), -1.5, device=base.device))
+        charge = self._settings.charge
+        self._charged = None if charge is None else ChargedVectors(charge, base)
+        parameters = [self._vectors] + ([self._charged.log_sigma] if self._charged else [])
         self._optimizer = torch.optim.AdamW(
-            [
-                {"params": [self._vectors], "weight_decay": 0.0},
-                {"params": [self._log_sigma], "weight_decay": 0.0},
-            ],
-            lr=LEARNING_RATE,
+            [{"params": [parameter]} for parameter in parameters],
+            eps=CHARGED_EPSILON if charge else EPSILON,
+            weight_decay=0.0,
         )
 
     def _best_span(self) -> tuple[int, ...]:
@@ -227,30 +217,45 @@ class Trainer:
 
     def _descend(self, part: float) -> None:
         """One step of AdamW, its rate on a cosine."""
+        if self._thinnable and (part >= THIN_AT or self._stale >= PATIENCE):
+            self._thin()
         warm = min(1.0, (self._step + 1) / WARM_UP_STEPS)
-        rate = LEARNING_RATE * warm * 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
-        self._optimizer.param_groups[0]["lr"] = rate
-        self._optimizer.param_groups[1]["lr"] = 3 * rate
+        highest = CHARGED_RATE if self._charged else LEARNING_RATE
+        rate = highest * warm * 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
+        for group, factor in zip(self._optimizer.param_groups, RATES, strict=False):
+            group["lr"] = factor * rate
         windows = self._windows.draw(WINDOWS_A_STEP, WINDOW_TOKENS, self._generator)
-        vectors: Tensor = self._vectors
-        if self._settings.charge is not None:
-            noise = torch.rand(vectors.shape, generator=self._generator) - 0.5
-            vectors = vectors + noise.to(vectors.device) * self._settings.charge.step
-        loss = self._model.bits(vectors, windows).sum(1).mean() + self._charged(vectors)
+        if self._charged is None:
+            loss = self._model.bits(self._vectors, windows).sum(1).mean()
+        else:
+            vectors = self._charged.noisy(self._vectors, self._generator)
+            loss = self._model.bits(vectors, windows).sum(1).mean()
+            loss = loss + self._charged.share(self._vectors, NOISES)
         self._optimizer.zero_grad()
         (loss / WINDOW_TOKENS).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._step += 1
 
-    def _charged(self, vectors: Tensor) -> Tensor:
-        """A window's share of the vectors' own bits."""
-        charge = self._settings.charge
-        if charge is None:
-            return torch.zeros((), device=vectors.device)
-        sigma = self._log_sigma.exp()
-        steps = (vectors - self._base) / charge.step
-        mass = torch.special.ndtr((steps + 0.5) / sigma) - torch.special.ndtr((steps - 0.5) / sigma)
-        return -torch.log2(mass.clamp_min(2.0**-22)).sum() / charge.streams
+    @property
+    def _thinnable(self) -> bool:
+        """Whether some coordinates may go back yet."""
+        return self._charged is not None and not self._charged.thinned
+
+    def _thin(self) -> None:
+        """Leave those coordinates that pay; training ends where there are none.
+
+        The second derivative is taken for the variance of the gradient (Fisher's information), of
+        which AdamW keeps the mean square.
+        """
+        assert self._charged is not None
+        state = self._optimizer.state[self._vectors]
+        beta = self._optimizer.param_groups[0]["betas"][1]
+        squares = state["exp_avg_sq"] / (1 - beta ** float(state["step"]))
+        # AdamW sees the mean of some windows, a token. Curvature is the gradient's variance in
+        # nats, and it is wanted in bits.
+        curvature = squares * WINDOW_TOKENS**2 * WINDOWS_A_STEP * math.log(2)
+        self._charged.thin(self._vectors.detach(), curvature)
+        self._stale = 0 if self._charged.any_free else PATIENCE
 
     def _window_bits(self, vectors: Tensor) -> float:
         with torch.no_grad():
@@ -260,10 +265,11 @@ class Trainer:
         """The best vectors so far are known; rounded as they would be, where they are charged."""
         with torch.no_grad():
             vectors = self._vectors.detach().clone()
-            if self._settings.charge is not None:
-                step = self._settings.charge.step
-                vectors = self._base + torch.round((vectors - self._base) / step) * step
-            bits = self._window_bits(vectors) + float(self._charged(vectors))
+            share = 0.0
+            if self._charged is not None:
+                vectors = self._charged.rounded(vectors)
+                share = float(self._charged.share(vectors))
+            bits = self._window_bits(vectors) + share
         if bits < self._best[0]:
             self._best = (bits, vectors)
             self._stale = 0
@@ -289,7 +295,7 @@ class Trainer:
             "best_bits": self._best[0],
             "best": self._best[1].cpu(),
             "vectors": self._vectors.detach().cpu(),
-            "log_sigma": self._log_sigma.detach().cpu(),
+            "charged": self._charged.state() if self._charged else None,
             "optimizer": self._optimizer.state_dict(),
             "generator": self._generator.get_state(),
         }
@@ -310,7 +316,8 @@ class Trainer:
         self._begin(state["base"])
         with torch.no_grad():
             self._vectors.copy_(state["vectors"])
-            self._log_sigma.copy_(state["log_sigma"])
+        if self._charged is not None:
+            self._charged.resume(state["charged"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._generator.set_state(state["generator"].cpu())
         self._step, self._used_s, self._stale = state["step"], state["used_s"], state["stale"]

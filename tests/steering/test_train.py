@@ -19,6 +19,7 @@ from archiver.predict.package import ModelPackage
 from archiver.predict.soft_prompt import SoftPrompt
 from archiver.steering import choice, files, quantizers
 from archiver.steering.bodies import base_vectors, encode_body
+from archiver.steering.charge import Charge
 from archiver.steering.llama import TrainingModel
 from archiver.steering.priors import Base, PriorKind
 from archiver.steering.sections import built_in_section
@@ -27,7 +28,6 @@ from archiver.steering.starts import read_start
 from archiver.steering.train import (
     EVALUATE_EVERY,
     WINDOW_TOKENS,
-    Charge,
     Trainer,
     TrainingSettings,
     TrainingState,
@@ -132,13 +132,14 @@ def test_vectors_get_better_than_what_they_began_as(
     assert all(rank in ranks for rank in found.base_ranks)
 
 
+@pytest.mark.parametrize("charge", [None, Charge(streams=300, step=0.1)])
 def test_a_training_that_was_interrupted_goes_on(
-    model: TrainingModel, ranks: Int32Array, tmp_path: Path
+    model: TrainingModel, ranks: Int32Array, tmp_path: Path, charge: Charge | None
 ) -> None:
-    whole = trainer(model, ranks).run()
+    whole = trainer(model, ranks, charge=charge).run()
     path = tmp_path / "checkpoint"
     pieces = 0
-    while not (piece := trainer(model, ranks, path)).done:
+    while not (piece := trainer(model, ranks, path, charge=charge)).done:
         found = piece.run(pause_after_s=0.05)
         pieces += 1
     assert pieces > 1
@@ -189,6 +190,15 @@ def test_a_charge_makes_vectors_cheaper(
         body = encode_body(quantized.codes, quantized.scale, quantized.prior, tiny)
         sizes[streams] = len(body)
     assert sizes[3] < 0.6 * sizes[3000]
+
+
+def test_coordinates_that_do_not_pay_go_back(model: TrainingModel, ranks: Int32Array) -> None:
+    moved = {}
+    for streams in (30, 3000):
+        found = trainer(model, ranks, charge=Charge(streams=streams, step=0.1)).run()
+        embeddings = model.embeddings[list(found.base_ranks)].numpy()
+        moved[streams] = found.values != embeddings
+    assert 0 < moved[30].sum() < 0.5 * moved[3000].sum() < 0.5 * moved[3000].size
 
 
 def test_windows_held_out_are_never_trained_on() -> None:
