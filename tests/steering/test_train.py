@@ -192,15 +192,6 @@ def test_a_charge_makes_vectors_cheaper(
     assert sizes[3] < 0.6 * sizes[3000]
 
 
-def test_coordinates_that_do_not_pay_go_back(model: TrainingModel, ranks: Int32Array) -> None:
-    moved = {}
-    for streams in (30, 3000):
-        found = trainer(model, ranks, charge=Charge(streams=streams, step=0.1)).run()
-        embeddings = model.embeddings[list(found.base_ranks)].numpy()
-        moved[streams] = found.values != embeddings
-    assert 0 < moved[30].sum() < 0.5 * moved[3000].sum() < 0.5 * moved[3000].size
-
-
 def test_windows_held_out_are_never_trained_on() -> None:
     marked = np.arange(20_000, dtype=np.int32)
     windows = _Windows([marked], torch.device("cpu"))
