@@ -5,8 +5,8 @@ bits are those under a normal distribution, one sigma a vector, which is trained
 step stands for the rounding to come. Half way, coordinates whose move saves less than it costs go
 back for good, and the others go on alone.
 
-    vectors ┬ free coordinates ─ + noise ─────────── the text's bits
-            └ free coordinates ─ + all noises ─ N(0, sigma^2) ─ their own bits / streams
+    vectors ─ free coordinates ─ + noise ─┬─ the text's bits
+                                          └─ N(0, sigma^2) ─ their own bits / streams
 
 Source: Balle et al., "Variational image compression with a scale hyperprior" (2018); LeCun,
 Denker, Solla, "Optimal Brain Damage" (1989).
@@ -14,7 +14,6 @@ Denker, Solla, "Optimal Brain Damage" (1989).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +21,6 @@ import torch
 from torch import Tensor
 
 LOG_SIGMA = -1.5  # in steps, at the beginning: hardly anything is rounded to a step
-# Noise that a step of training averages the bits over, in quantization steps. It is not drawn:
-# AdamW makes as great steps of what chance does to a small gradient as of anything else.
-NOISES = (-0.375, -0.125, 0.125, 0.375)
 MASS_MIN = 2.0**-22  # of a coordinate's step, as in the tables that code it
 # What a coordinate's move must save in all streams, by itself. Its code takes twice as much, but
 # moves save more together than one by one.
@@ -79,16 +75,14 @@ class ChargedVectors:
         step = self._charge.step
         return self._base + self._free * torch.round((vectors - self._base) / step) * step
 
-    def share(self, vectors: Tensor, noises: Sequence[float] = (0.0,)) -> Tensor:
-        """A stream's share of the vectors' bits, the mean of those with each of the noises."""
+    def share(self, vectors: Tensor) -> Tensor:
+        """A stream's share of the vectors' bits."""
         sigma = self.log_sigma.exp()
-        bits = torch.zeros_like(vectors)
-        for noise in noises:
-            steps = (vectors - self._base) / self._charge.step + noise
-            below = torch.special.ndtr((steps - 0.5) / sigma)
-            mass = torch.special.ndtr((steps + 0.5) / sigma) - below
-            bits = bits - torch.log2(mass.clamp_min(MASS_MIN))
-        return (self._free * bits).sum() / (len(noises) * self._charge.streams)
+        steps = (vectors - self._base) / self._charge.step
+        below = torch.special.ndtr((steps - 0.5) / sigma)
+        mass = torch.special.ndtr((steps + 0.5) / sigma) - below
+        bits = self._free * -torch.log2(mass.clamp_min(MASS_MIN))
+        return bits.sum() / self._charge.streams
 
     def thin(self, vectors: Tensor, curvature: Tensor) -> None:
         """Let coordinates go back for good whose move does not save what it costs.

@@ -30,15 +30,13 @@ import torch
 from torch import Tensor
 
 from archiver.errors import UsageError
-from archiver.steering.charge import NOISES, Charge, ChargedVectors
+from archiver.steering.charge import Charge, ChargedVectors
 from archiver.steering.llama import TrainingModel
 from archiver.types import Float32Array, Int32Array, Int64Array
 
 WINDOW_TOKENS = 384
 WINDOWS_A_STEP = 2
-LEARNING_RATE, EPSILON = 0.02, 1e-8  # embeddings have a standard deviation of about 0.12
-# Of charged vectors. A gradient's coordinate is about 1e-3: those that hardly matter hardly move.
-CHARGED_RATE, CHARGED_EPSILON = 0.04, 1e-3
+LEARNING_RATE = 0.02  # embeddings have a standard deviation of about 0.12
 RATES = (1, 3)  # of the vectors and of what charges them, against that rate
 WARM_UP_STEPS = 5
 BEGINNINGS = 12  # spans of text that are tried
@@ -200,7 +198,7 @@ class Trainer:
         parameters = [self._vectors] + ([self._charged.log_sigma] if self._charged else [])
         self._optimizer = torch.optim.AdamW(
             [{"params": [parameter]} for parameter in parameters],
-            eps=CHARGED_EPSILON if charge else EPSILON,
+            lr=LEARNING_RATE,
             weight_decay=0.0,
         )
 
@@ -220,8 +218,7 @@ class Trainer:
         if self._thinnable and (part >= THIN_AT or self._stale >= PATIENCE):
             self._thin()
         warm = min(1.0, (self._step + 1) / WARM_UP_STEPS)
-        highest = CHARGED_RATE if self._charged else LEARNING_RATE
-        rate = highest * warm * 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
+        rate = LEARNING_RATE * warm * 0.5 * (1 + math.cos(math.pi * min(part, 1.0)))
         for group, factor in zip(self._optimizer.param_groups, RATES, strict=False):
             group["lr"] = factor * rate
         windows = self._windows.draw(WINDOWS_A_STEP, WINDOW_TOKENS, self._generator)
@@ -230,7 +227,7 @@ class Trainer:
         else:
             vectors = self._charged.noisy(self._vectors, self._generator)
             loss = self._model.bits(vectors, windows).sum(1).mean()
-            loss = loss + self._charged.share(self._vectors, NOISES)
+            loss = loss + self._charged.share(vectors)
         self._optimizer.zero_grad()
         (loss / WINDOW_TOKENS).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
