@@ -37,6 +37,9 @@ STORED_STEP = 0.2
 STEPS_MAX = 1000
 # What is gained in a stream beyond the first window, as a part of what that gains.
 GAIN_BEYOND = 0.3
+# A lower charge than that of so many streams lets coordinates go astray: with that of 1,000 half
+# of them moved, and vectors of more bytes saved less of the text.
+STREAMS_MAX = 300
 
 Report = Callable[[TrainingState], None]
 
@@ -183,7 +186,7 @@ def steering_file(
 
 
 def _charge(streams: int) -> Charge:
-    return Charge(streams=streams * (1 + GAIN_BEYOND), step=STORED_STEP)
+    return Charge(streams=min(streams, STREAMS_MAX) * (1 + GAIN_BEYOND), step=STORED_STEP)
 
 
 def _device() -> str:

@@ -227,7 +227,7 @@ class Trainer:
         else:
             vectors = self._charged.noisy(self._vectors, self._generator)
             loss = self._model.bits(vectors, windows).sum(1).mean()
-            loss = loss + self._charged.share(vectors)
+            loss = loss + self._charged.expected_share(self._vectors)
         self._optimizer.zero_grad()
         (loss / WINDOW_TOKENS).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from archiver.steering.charge import LOG_SIGMA, WORTH_BITS, Charge, ChargedVectors
+from archiver.steering.charge import LOG_SIGMA, NOISES, WORTH_BITS, Charge, ChargedVectors
 
 BASE = torch.tensor([[0.03, -0.11, 0.25, 0.0], [1.0, 0.5, -0.5, 0.07]])
 MOVES = torch.tensor([[1.0, -2.0, 0.0, 3.0], [0.0, 1.0, 1.0, -1.0]])  # in steps
@@ -36,13 +36,16 @@ def test_the_share_is_that_of_a_normal_distribution() -> None:
     with torch.no_grad():
         vectors.log_sigma.copy_(torch.tensor([[0.5], [-1.0]]))
     sigmas = (math.exp(0.5), math.exp(-1.0))
-    expected = sum(
-        bits_of(float(move), sigma)
-        for row, sigma in zip(MOVES, sigmas, strict=True)
-        for move in row
-    )
-    share = float(vectors.share(BASE + STEP * MOVES).detach())
-    assert share == pytest.approx(expected / 50, rel=1e-3)
+    for noises in ((0.0,), NOISES):
+        expected = sum(
+            bits_of(float(move) + noise, sigma)
+            for row, sigma in zip(MOVES, sigmas, strict=True)
+            for move in row
+            for noise in noises
+        ) / (50 * len(noises))
+        share = vectors.share if noises == (0.0,) else vectors.expected_share
+        found = float(share(BASE + STEP * MOVES).detach())
+        assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_what_stays_costs_next_to_nothing() -> None:
