@@ -366,8 +366,8 @@ def train(
             that is done, its vectors are stored anew.
         streams: in how many streams the vectors shall save more than they take, for archives
             that hold them: their own bits are part of what training makes least, and the prior
-            is "scales" with a step of its own, instead of `prior` and `bins`. None where their
-            bytes do not matter.
+            is "scales" with a step of its own, instead of `prior` and `bins`. More than 300 are
+            taken for 300. None where their bytes do not matter.
         checkpoint: where to keep the state; a training that was interrupted goes on from there.
         report: told of the state after every step.
 

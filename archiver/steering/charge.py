@@ -69,7 +69,12 @@ class ChargedVectors:
         return bool(self._free.any())
 
     def noisy(self, vectors: Tensor, generator: torch.Generator) -> Tensor:
-        """The vectors as if they were rounded: moved by up to half a step. Gradients pass."""
+        """The vectors as if they were rounded: moved by up to half a step. Gradients pass.
+
+        Args:
+            vectors: float32 [vectors, hidden], as in all methods.
+            generator: on the CPU; one number a coordinate is drawn.
+        """
         noise = (torch.rand(vectors.shape, generator=generator) - 0.5).to(vectors.device)
         return self._base + self._free * (vectors - self._base + noise * self._charge.step)
 
@@ -79,12 +84,12 @@ class ChargedVectors:
         return self._base + self._free * torch.round((vectors - self._base) / step) * step
 
     def share(self, vectors: Tensor) -> Tensor:
-        """A stream's share of the vectors' bits."""
+        """A stream's share of the bits that store the vectors, a float32 scalar."""
         steps = (vectors - self._base) / self._charge.step
         return (self._free * self._bits(steps)).sum() / self._charge.streams
 
     def expected_share(self, vectors: Tensor) -> Tensor:
-        """The same, the mean over all noise."""
+        """The same in expectation: the mean over quantization noise. Gradients pass."""
         steps = (vectors - self._base) / self._charge.step
         bits = torch.stack([self._bits(steps + noise) for noise in NOISES]).mean(0)
         return (self._free * bits).sum() / self._charge.streams
@@ -99,8 +104,8 @@ class ChargedVectors:
         """Let coordinates go back for good whose move does not save what it costs.
 
         Args:
-            curvature: the second derivative of a stream's bits by each coordinate. Half of it
-                times the move's square is what the move saves, once there is nothing to gain.
+            curvature: float32 [vectors, hidden], the second derivative of a stream's bits by each
+                coordinate. At a minimum, half of it times the move's square is what the move saves.
         """
         moves = self.rounded(vectors) - self._base
         saved = 0.5 * curvature * moves.square() * self._charge.streams

@@ -20,12 +20,7 @@ from archiver.steering.charge import Charge
 from archiver.steering.files import SteeringFile
 from archiver.steering.llama import TrainingModel
 from archiver.steering.priors import Base
-from archiver.steering.train import (
-    Trainer,
-    TrainingSettings,
-    TrainingState,
-    usable_texts,
-)
+from archiver.steering.train import Trainer, TrainingSettings, TrainingState, usable_texts
 from archiver.types import Int32Array
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ class Training:
     """A steering file to make first: what it is trained on, and how it is stored.
 
     Attributes:
-        streams: as `archiver.train` takes it.
+        streams: as `archiver.train` takes it; `prior` and `bins` do not count then.
     """
 
     span: Span
