@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 @click.option(
     "--streams", type=click.IntRange(1, LARGEST_SERVED_STREAMS),
     help="Weigh the vectors' own bytes against what they save in so many streams, for archives "
-    "that hold them (--embed), instead of --prior and --bins; 300 at most count.",
+    "that hold them (--embed), instead of --prior and --bins; 400 at most count.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(

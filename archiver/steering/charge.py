@@ -1,9 +1,9 @@
 """What storing vectors costs, as a part of what their training makes least.
 
-A coordinate is stored as the number of quantization steps that it moved from where it began. Its
-bits are those under a normal distribution, one sigma a vector, which is trained too; noise of one
-step stands for the rounding to come. Half way, coordinates whose move saves less than it costs go
-back for good, and the others go on alone.
+A coordinate is stored as the number of quantization steps that it moved from where it began. Half
+way through a training, coordinates whose move saves less than it costs go back for good. Those
+that are left go on with a charge: their bits under a normal distribution, one sigma a vector, which
+is trained too; noise of one step stands for the rounding to come.
 
     vectors ─ free coordinates ┬ + noise ──────────────────── the text's bits
                                └ + any noise ─ N(0, sigma^2) ─ their own bits / streams
@@ -15,7 +15,6 @@ Denker, Solla, "Optimal Brain Damage" (1989).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from torch import Tensor
 # Noise that the expected bits are the mean over, in steps. It is not drawn: AdamW makes as great
 # steps of what chance does to a small gradient as of anything else, and coordinates go astray.
 NOISES = (-0.375, -0.125, 0.125, 0.375)
-LOG_SIGMA = -1.5  # in steps, at the beginning: hardly anything is rounded to a step
+SIGMA_MIN = 0.22  # in steps, where it begins at least: hardly anything is rounded to a step
 MASS_MIN = 2.0**-22  # of a coordinate's step, as in the tables that code it
 # What a coordinate's move must save in all streams, by itself. Its code takes twice as much, but
 # moves save more together than one by one.
@@ -35,7 +34,7 @@ class Charge:
     """What storing the vectors costs, beside how much text they serve.
 
     Attributes:
-        streams: how many times the gain of one window is reaped.
+        streams: how many times the gain of one stream is reaped.
         step: the quantization step to come.
     """
 
@@ -47,21 +46,37 @@ class ChargedVectors:
     """How far vectors may move from where they began, and what that costs.
 
     Attributes:
-        log_sigma: float32 [vectors, 1], to be trained with the vectors.
-        thinned: whether coordinates that do not pay are back for good.
+        log_sigma: float32 [vectors, 1], in steps; to be trained with the vectors.
     """
 
-    def __init__(self, charge: Charge, base: Tensor) -> None:
-        """All coordinates are free.
+    def __init__(self, charge: Charge, base: Tensor, free: Tensor, log_sigma: Tensor) -> None:
+        """As they were; `of_moves` is where they come from.
 
         Args:
-            base: float32 [vectors, hidden], where they begin.
+            base: float32 [vectors, hidden], where they began; free: 1.0 where a coordinate may
+                move, 0.0 where it stays.
         """
         self._charge = charge
         self._base = base
-        self._free = torch.ones_like(base)  # 0 where a coordinate stays
-        self.log_sigma = torch.nn.Parameter(base.new_full((len(base), 1), LOG_SIGMA))
-        self.thinned = False
+        self._free = free
+        self.log_sigma = torch.nn.Parameter(log_sigma)
+
+    @classmethod
+    def of_moves(
+        cls, charge: Charge, base: Tensor, vectors: Tensor, curvature: Tensor
+    ) -> ChargedVectors:
+        """Vectors whose coordinates go back for good if their move does not save what it costs.
+
+        Args:
+            base, vectors: float32 [vectors, hidden], where they began and where they are.
+            curvature: as many, the second derivative of a stream's bits by each coordinate. At a
+                minimum, half of it times the move's square is what the move saves.
+        """
+        steps = torch.round((vectors - base) / charge.step)
+        saved = 0.5 * curvature * (steps * charge.step).square() * charge.streams
+        free = (saved > WORTH_BITS).to(vectors.dtype)
+        variance = (free * steps).square().sum(1, keepdim=True) / free.sum(1, keepdim=True).clamp(1)
+        return cls(charge, base, free, variance.clamp(SIGMA_MIN**2).log() / 2)
 
     @property
     def any_free(self) -> bool:
@@ -100,28 +115,6 @@ class ChargedVectors:
         mass = torch.special.ndtr((steps + 0.5) / sigma) - below
         return -torch.log2(mass.clamp_min(MASS_MIN))
 
-    def thin(self, vectors: Tensor, curvature: Tensor) -> None:
-        """Let coordinates go back for good whose move does not save what it costs.
-
-        Args:
-            curvature: float32 [vectors, hidden], the second derivative of a stream's bits by each
-                coordinate. At a minimum, half of it times the move's square is what the move saves.
-        """
-        moves = self.rounded(vectors) - self._base
-        saved = 0.5 * curvature * moves.square() * self._charge.streams
-        self._free = (saved > WORTH_BITS).to(vectors.dtype)
-        self.thinned = True
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {
-            "log_sigma": self.log_sigma.detach().cpu(),
-            "free": self._free.cpu(),
-            "thinned": self.thinned,
-        }
-
-    def resume(self, state: dict[str, Any]) -> None:
-        """Be as a checkpoint says."""
-        with torch.no_grad():
-            self.log_sigma.copy_(state["log_sigma"])
-        self._free, self.thinned = state["free"].to(self._base.device), state["thinned"]
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: the last two arguments."""
+        return {"free": self._free.cpu(), "log_sigma": self.log_sigma.detach().cpu()}

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from archiver.predict.package import ModelPackage
     from archiver.steering.train import TrainingState
 
-VECTORS_BY_DEFAULT = 4  # to train where there are none to begin with
+VECTORS_BY_DEFAULT = 8  # to train where there are none to begin with
 
 Steering = tuple[SteeringSection, SoftPrompt]
 

@@ -20,7 +20,13 @@ from archiver.steering.charge import Charge
 from archiver.steering.files import SteeringFile
 from archiver.steering.llama import TrainingModel
 from archiver.steering.priors import Base
-from archiver.steering.train import Trainer, TrainingSettings, TrainingState, usable_texts
+from archiver.steering.train import (
+    WINDOW_TOKENS,
+    Trainer,
+    TrainingSettings,
+    TrainingState,
+    usable_texts,
+)
 from archiver.types import Int32Array
 
 if TYPE_CHECKING:
@@ -30,11 +36,9 @@ if TYPE_CHECKING:
 # 1.9 bits a coordinate was measured to cost 0.3 % of alice29's bits.
 STORED_STEP = 0.2
 STEPS_MAX = 1000
-# What is gained in a stream beyond the first window, as a part of what that gains.
-GAIN_BEYOND = 0.3
-# A lower charge than that of so many streams lets coordinates go astray: with that of 1,000 half
-# of them moved, and vectors of more bytes saved less of the text.
-STREAMS_MAX = 300
+# How many tokens the charge is shared among at most. A lower charge lets coordinates go astray:
+# with that of 1,000 windows half of them moved, and vectors of more bytes saved less of the text.
+CHARGED_TOKENS_MAX = 400 * WINDOW_TOKENS
 
 Report = Callable[[TrainingState], None]
 
@@ -71,8 +75,8 @@ class TrainingSummary:
 
     Attributes:
         steps: done; trained_s: how long they took, resumed runs included.
-        plain_bits: a held-out window's bits without vectors; best_bits: with the vectors, before
-            they were quantized.
+        plain_bits: a stream's bits without vectors, as held-out windows have it; best_bits: with
+            the vectors, before they were quantized.
         vector_bytes: of the stored vectors.
         square_error: the mean of what quantization did to the coordinates, squared.
     """
@@ -120,7 +124,8 @@ def stored_vectors(
         vectors=vectors,
         steps=steps,
         limit_s=limit_s,
-        charge=_charge(streams),
+        stream_tokens=len(ranks) / streams,
+        charge=_charge(streams, len(ranks) / streams),
     )
     with _torch_threads(threads):
         trainer = Trainer(TrainingModel(package, _device()), [ranks], settings, beginning=beginning)
@@ -155,7 +160,9 @@ def steering_file(
                 seed=settings.seed,
                 steps=settings.steps,
                 limit_s=settings.limit_s,
-                charge=None if settings.streams is None else _charge(settings.streams),
+                charge=(
+                    None if settings.streams is None else _charge(settings.streams, WINDOW_TOKENS)
+                ),
             ),
             checkpoint=settings.checkpoint,
         )
@@ -180,8 +187,8 @@ def steering_file(
     )
 
 
-def _charge(streams: int) -> Charge:
-    return Charge(streams=min(streams, STREAMS_MAX) * (1 + GAIN_BEYOND), step=STORED_STEP)
+def _charge(streams: int, stream_tokens: float) -> Charge:
+    return Charge(streams=min(streams, CHARGED_TOKENS_MAX / stream_tokens), step=STORED_STEP)
 
 
 def _device() -> str:

@@ -4,11 +4,12 @@
            └─ windows from random places ── bits ┬── gradients ── AdamW ── vectors
                         (and, if charged, the vectors' own bits) ┘
 
-Every window begins as a stream does: cold, after the vectors and the start token. Vectors begin
-as the embeddings of a span of the texts, the best of some, or as those that are given.
+Every window begins as a stream does: cold, after the vectors and the start token. Where streams
+are longer than windows, a window's second half also stands for all that follows. Vectors begin as
+the embeddings of a span of the texts, the best of some, or as those that are given.
 
-With a `charge`, the vectors are meant to be stored with the text, and their bits count beside the
-text's (`charge.py`).
+With a `charge`, the vectors are meant to be stored with the text: in the second half of the
+training, only coordinates that pay are free, and their bits count beside the text's (`charge.py`).
 
 Source: Lester, Al-Rfou, Constant, "The Power of Scale for Parameter-Efficient Prompt Tuning"
 (2021).
@@ -56,12 +57,15 @@ class TrainingSettings:
     """Attributes:
     vectors: how many; seed: of every random choice.
     steps: how many at most; limit_s: time in all, resumed runs included; None for no limit.
+    stream_tokens: how long the streams are that the vectors are for.
+    charge: what storing the vectors costs; None where that does not matter.
     """
 
     vectors: int
     seed: int = 0
     steps: int = 200
     limit_s: float | None = None
+    stream_tokens: float = WINDOW_TOKENS
     charge: Charge | None = None
 
 
@@ -71,8 +75,8 @@ class TrainingState:
 
     Attributes:
         step: done so far; part: of the whole, 0 to 1.
-        plain_bits: a held-out window's bits without vectors; best_bits: with the best so far,
-            and their share of the charge.
+        plain_bits: a stream's bits without vectors, as held-out windows have it; best_bits: with
+            the best so far, and their share of the charge.
     """
 
     step: int
@@ -122,6 +126,7 @@ class Trainer:
         self._settings = settings
         self._checkpoint = checkpoint
         self._windows = _Windows(texts, model.device)
+        self._weights = stream_weights(settings.stream_tokens).to(model.device)
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._held_out = self._windows.held_out()
         self._used_s = 0.0
@@ -130,7 +135,7 @@ class Trainer:
         if checkpoint is not None and checkpoint.exists():
             self._resume(checkpoint)
             return
-        self._plain_bits = self._window_bits(self._model.embeddings[:0])
+        self._plain_bits = self._stream_bits(self._model.embeddings[:0])
         if beginning is None:
             self._base_ranks = self._best_span()
             base = self._model.embeddings[list(self._base_ranks)].clone()
@@ -138,12 +143,13 @@ class Trainer:
             self._base_ranks = ()
             base = torch.from_numpy(beginning).to(model.device)
         self._begin(base)
-        self._best = (self._window_bits(base), base.clone())
+        self._best = (self._stream_bits(base), base.clone())
 
     @property
     def done(self) -> bool:
         """Whether the time or the steps are used up, or nothing is gained any more."""
-        return self._part(self._used_s) >= 1 or (self._stale >= PATIENCE and not self._thinnable)
+        stuck = self._stale >= PATIENCE or not (self._charged is None or self._charged.any_free)
+        return self._part(self._used_s) >= 1 or (stuck and not self._thinnable)
 
     def run(self, report: Report | None = None, pause_after_s: float = math.inf) -> TrainedVectors:
         """Train until done; return the best vectors.
@@ -193,14 +199,8 @@ class Trainer:
     def _begin(self, base: Tensor) -> None:
         self._base = base
         self._vectors = torch.nn.Parameter(base.clone())
-        charge = self._settings.charge
-        self._charged = None if charge is None else ChargedVectors(charge, base)
-        parameters = [self._vectors] + ([self._charged.log_sigma] if self._charged else [])
-        self._optimizer = torch.optim.AdamW(
-            [{"params": [parameter]} for parameter in parameters],
-            lr=LEARNING_RATE,
-            weight_decay=0.0,
-        )
+        self._charged: ChargedVectors | None = None
+        self._optimizer = torch.optim.AdamW([self._vectors], lr=LEARNING_RATE, weight_decay=0.0)
 
     def _best_span(self) -> tuple[int, ...]:
         """The tokens of the span after which some windows take the fewest bits."""
@@ -223,40 +223,55 @@ class Trainer:
             group["lr"] = factor * rate
         windows = self._windows.draw(WINDOWS_A_STEP, WINDOW_TOKENS, self._generator)
         if self._charged is None:
-            loss = self._model.bits(self._vectors, windows).sum(1).mean()
+            loss = self._bits(self._vectors, windows)
         else:
-            vectors = self._charged.noisy(self._vectors, self._generator)
-            loss = self._model.bits(vectors, windows).sum(1).mean()
+            loss = self._bits(self._charged.noisy(self._vectors, self._generator), windows)
             loss = loss + self._charged.expected_share(self._vectors)
         self._optimizer.zero_grad()
-        (loss / WINDOW_TOKENS).backward()  # type: ignore[no-untyped-call]
+        (loss / self._weights.sum()).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._step += 1
 
     @property
     def _thinnable(self) -> bool:
         """Whether some coordinates may go back yet."""
-        return self._charged is not None and not self._charged.thinned
+        return self._settings.charge is not None and self._charged is None
 
     def _thin(self) -> None:
-        """Leave those coordinates that pay; training ends where there are none.
+        """Leave those coordinates that pay, at a charge; training ends where there are none.
 
         The second derivative is taken for the variance of the gradient (Fisher's information), of
         which AdamW keeps the mean square.
         """
-        assert self._charged is not None
+        assert self._settings.charge is not None
         state = self._optimizer.state[self._vectors]
         beta = self._optimizer.param_groups[0]["betas"][1]
         squares = state["exp_avg_sq"] / (1 - beta ** float(state["step"]))
         # AdamW sees the mean of some windows, a token. Curvature is the gradient's variance in
-        # nats, and it is wanted in bits.
-        curvature = squares * WINDOW_TOKENS**2 * WINDOWS_A_STEP * math.log(2)
-        self._charged.thin(self._vectors.detach(), curvature)
-        self._stale = 0 if self._charged.any_free else PATIENCE
+        # nats, and it is wanted in bits. Of a token that stands for others, the variance grows
+        # with the square of how many, the curvature as they do.
+        tokens = self._weights.sum()
+        variance = squares * tokens**2 * WINDOWS_A_STEP
+        curvature = variance * math.log(2) * tokens / self._weights.square().sum()
+        self._begin_charge(
+            ChargedVectors.of_moves(
+                self._settings.charge, self._base, self._vectors.detach(), curvature
+            )
+        )
+        self._best = (self._stream_bits(self._base), self._base.clone())
+        self._stale = 0
 
-    def _window_bits(self, vectors: Tensor) -> float:
+    def _begin_charge(self, charged: ChargedVectors) -> None:
+        self._charged = charged
+        self._optimizer.add_param_group({"params": [charged.log_sigma]})
+
+    def _stream_bits(self, vectors: Tensor) -> float:
         with torch.no_grad():
-            return float(self._model.bits(vectors, self._held_out).sum(1).mean())
+            return float(self._bits(vectors, self._held_out))
+
+    def _bits(self, vectors: Tensor, windows: Tensor) -> Tensor:
+        """A stream's bits as these windows have it, the mean, a float32 scalar."""
+        return (self._model.bits(vectors, windows) * self._weights).sum(1).mean()
 
     def _evaluate(self) -> None:
         """The best vectors so far are known; rounded as they would be, where they are charged."""
@@ -266,7 +281,7 @@ class Trainer:
             if self._charged is not None:
                 vectors = self._charged.rounded(vectors)
                 share = float(self._charged.share(vectors))
-            bits = self._window_bits(vectors) + share
+            bits = self._stream_bits(vectors) + share
         if bits < self._best[0]:
             self._best = (bits, vectors)
             self._stale = 0
@@ -313,8 +328,11 @@ class Trainer:
         self._begin(state["base"])
         with torch.no_grad():
             self._vectors.copy_(state["vectors"])
-        if self._charged is not None:
-            self._charged.resume(state["charged"])
+        if state["charged"] is not None:
+            assert self._settings.charge is not None
+            self._begin_charge(
+                ChargedVectors(self._settings.charge, self._base, **state["charged"])
+            )
         self._optimizer.load_state_dict(state["optimizer"])
         self._generator.set_state(state["generator"].cpu())
         self._step, self._used_s, self._stale = state["step"], state["used_s"], state["stale"]
@@ -335,6 +353,14 @@ def usable_texts(texts: Sequence[Int32Array]) -> list[Int64Array]:
             f"training needs texts of {2 * HELD_OUT_PART * WINDOW_TOKENS:,} tokens and more"
         )
     return kept
+
+
+def stream_weights(stream_tokens: float) -> Tensor:
+    """How many tokens of a stream each token of a window stands for, float32 [WINDOW_TOKENS]."""
+    half = WINDOW_TOKENS // 2
+    weights = torch.ones(WINDOW_TOKENS)
+    weights[half:] = max(stream_tokens - half, 0) / (WINDOW_TOKENS - half)
+    return weights
 
 
 class _Windows:
