@@ -33,6 +33,7 @@ from archiver.frames import FrameDecoder, FrameEncoder, ModelProgress, Progress,
 from archiver.options import (
     CPU,
     DEFAULT_BINS,
+    DEFAULT_CHUNK_TOKENS,
     DEFAULT_MODEL,
     DEFAULT_PRIOR,
     DEFAULT_TRAINING_S,
@@ -344,6 +345,7 @@ def train(
     time_limit_s: float | None = None,
     prior: str | None = None,
     bins: int | None = None,
+    chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
     streams: int | None = None,
     seed: int = 0,
     checkpoint: PathLike | None = None,
@@ -364,10 +366,12 @@ def train(
         prior: how the vectors are stored, one of `options.STEERING_PRIORS`; bins: in how many
             values a coordinate, 2 to 255. None for the defaults. With the checkpoint of a training
             that is done, its vectors are stored anew.
-        streams: in how many streams the vectors shall save more than they take, for archives
+        chunk_tokens: how long the streams will be that the vectors serve. Those of the default
+            level are as long as this default, or longer.
+        streams: in how many of them the vectors shall save more than they take, for archives
             that hold them: their own bits are part of what training makes least, and the prior
-            is "scales" with a step of its own, instead of `prior` and `bins`. More than 300 are
-            taken for 300. None where their bytes do not matter.
+            is "scales" with a step of its own, instead of `prior` and `bins`. Of all their tokens,
+            153,600 count at most. None where the vectors' bytes do not matter.
         checkpoint: where to keep the state; a training that was interrupted goes on from there.
         report: told of the state after every step.
 
@@ -384,7 +388,7 @@ def train(
     from archiver.steering.texts import TextReader
 
     check_threads(threads)
-    check_training(vectors, steps, streams)
+    check_training(vectors, steps, chunk_tokens, streams)
     if streams is not None and (prior is not None or bins is not None):
         raise UsageError(
             "vectors that are weighed against what they save in streams have a prior of their own: "
@@ -406,6 +410,7 @@ def train(
             limit_s=time_limit_s,
             prior=DEFAULT_PRIOR if prior is None else prior,
             bins=DEFAULT_BINS if bins is None else bins,
+            chunk_tokens=chunk_tokens,
             streams=streams,
             checkpoint=_path(checkpoint),
             threads=threads,

@@ -34,6 +34,7 @@ LARGEST_TRAINING_STEPS = 100_000
 LARGEST_SERVED_STREAMS = 1_000_000_000
 STEERING_PRIORS = ("gaussian", "empirical", "lloyd-max", "scales")
 DEFAULT_PRIOR = "gaussian"
+DEFAULT_CHUNK_TOKENS = LEVELS[DEFAULT_LEVEL].chunking.tokens_min
 DEFAULT_BINS = 63  # of a steering file, which is not charged: 5 bits a coordinate
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -241,8 +242,13 @@ def check_device(device: str) -> None:
         raise UsageError(f"no device {device!r}; there are: {', '.join(DEVICES)}")
 
 
-def check_training(vectors: int, steps: int | None, streams: int | None = None) -> None:
-    """Return when so many vectors can be trained, in so many steps, to serve so many streams.
+def check_training(
+    vectors: int,
+    steps: int | None,
+    chunk_tokens: int | None = None,
+    streams: int | None = None,
+) -> None:
+    """Return when so many vectors can be trained, in so many steps, for such streams.
 
     Raises:
         UsageError: they cannot.
@@ -250,6 +256,8 @@ def check_training(vectors: int, steps: int | None, streams: int | None = None) 
     _check("number of trained vectors", vectors, 1, LARGEST_TRAINED_VECTORS)
     if steps is not None:
         _check("number of steps", steps, 1, LARGEST_TRAINING_STEPS)
+    if chunk_tokens is not None:
+        _check("chunk", chunk_tokens, 1, LARGEST_FRAME_BYTES)
     if streams is not None:
         _check("number of streams", streams, 1, LARGEST_SERVED_STREAMS)
 

@@ -10,8 +10,10 @@ from archiver.commands.arguments import Duration, reporting_options, threads_opt
 from archiver.commands.console import Reporter
 from archiver.options import (
     DEFAULT_BINS,
+    DEFAULT_CHUNK_TOKENS,
     DEFAULT_MODEL,
     DEFAULT_PRIOR,
+    LARGEST_FRAME_BYTES,
     LARGEST_SERVED_STREAMS,
     LARGEST_TRAINED_VECTORS,
     LARGEST_TRAINING_STEPS,
@@ -54,9 +56,14 @@ if TYPE_CHECKING:
     help="In how many values a coordinate is stored.",
 )  # fmt: skip
 @click.option(
+    "--chunk-tokens", type=click.IntRange(1, LARGEST_FRAME_BYTES), default=DEFAULT_CHUNK_TOKENS,
+    show_default=True, metavar="TOKENS", help="How long the streams are that the vectors serve.",
+)  # fmt: skip
+@click.option(
     "--streams", type=click.IntRange(1, LARGEST_SERVED_STREAMS),
-    help="Weigh the vectors' own bytes against what they save in so many streams, for archives "
-    "that hold them (--embed), instead of --prior and --bins; 400 at most count.",
+    help="Weigh the vectors' own bytes against what they save in so many such streams, for "
+    "archives that hold them (--embed), instead of --prior and --bins; 153,600 tokens count at "
+    "most.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
@@ -76,6 +83,7 @@ def train(
     steps: int | None,
     prior: str | None,
     bins: int | None,
+    chunk_tokens: int,
     streams: int | None,
     seed: int,
     checkpoint: str | None,
@@ -106,6 +114,7 @@ def train(
             time_limit_s=time_limit,
             prior=prior,
             bins=bins,
+            chunk_tokens=chunk_tokens,
             streams=streams,
             seed=seed,
             checkpoint=checkpoint,

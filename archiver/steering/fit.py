@@ -52,8 +52,9 @@ class FileSettings:
         steps: how many at most; limit_s: how long at most; None for no limit of time.
         prior, bins: as `quantizers.quantize` takes them; with `streams` they are "scales", and
             the steps those of vectors that are stored with a text.
-        streams: in how many streams the vectors shall save more than they take; None where
-            their own bytes do not matter.
+        chunk_tokens: how long the streams are that the vectors serve.
+        streams: in how many of them the vectors shall save more than they take; None where their
+            own bytes do not matter.
         checkpoint: where the training can be resumed from; None for nowhere.
         threads: that may work; None for one a core.
     """
@@ -64,6 +65,7 @@ class FileSettings:
     limit_s: float | None
     prior: str
     bins: int
+    chunk_tokens: int
     streams: int | None
     checkpoint: Path | None
     threads: int | None
@@ -160,8 +162,11 @@ def steering_file(
                 seed=settings.seed,
                 steps=settings.steps,
                 limit_s=settings.limit_s,
+                stream_tokens=settings.chunk_tokens,
                 charge=(
-                    None if settings.streams is None else _charge(settings.streams, WINDOW_TOKENS)
+                    None
+                    if settings.streams is None
+                    else _charge(settings.streams, settings.chunk_tokens)
                 ),
             ),
             checkpoint=settings.checkpoint,

@@ -79,7 +79,7 @@ class Bench:
         Raises:
             JobError: the training failed.
         """
-        fields = dataclasses.asdict(training)
+        fields = dataclasses.asdict(training) | {"chunk_tokens": self.common.chunk_tokens}
         storing = {name: fields.pop(name) for name in ("prior", "bins")}
         source = self._file(training.span)
         trained = json.dumps([self.fingerprint, source.sha256, fields], sort_keys=True)

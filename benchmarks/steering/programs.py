@@ -122,19 +122,27 @@ def train(
     seed: int,
     prior: str,
     bins: int,
+    chunk_tokens: int | None,
     streams: int | None,
 ) -> dict[str, Any]:
     """Make a steering file; a checkpoint of the same training saves the training.
+
+    Args:
+        chunk_tokens: None for archiver.train's default; the others as that takes them.
 
     Returns:
         the fields of `archiver.steering.fit.TrainingSummary`.
     """
     import archiver
 
-    stored = {"prior": prior, "bins": bins} if streams is None else {"streams": streams}
+    given: dict[str, Any] = {"prior": prior, "bins": bins}
+    if streams is not None:
+        given = {"streams": streams}
+    if chunk_tokens is not None:
+        given["chunk_tokens"] = chunk_tokens
     summary = archiver.train(
         [Path(source)], Path(target), model=model, vectors=vectors, steps=steps, seed=seed,
-        checkpoint=checkpoint, threads=threads, overwrite=True, **stored,
+        checkpoint=checkpoint, threads=threads, overwrite=True, **given,
     )  # fmt: skip
     return dataclasses.asdict(summary)
 

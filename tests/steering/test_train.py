@@ -154,7 +154,12 @@ def test_checkpoints_of_other_trainings_are_refused(
 ) -> None:
     path = tmp_path / "checkpoint"
     trainer(model, ranks, path, steps=1).run()
-    for other, changes in ((ranks[:-1], {}), (ranks, {"seed": 1}), (ranks, {"vectors": 2})):
+    for other, changes in (
+        (ranks[:-1], {}),
+        (ranks, {"seed": 1}),
+        (ranks, {"vectors": 2}),
+        (ranks, {"stream_tokens": 9}),
+    ):
         with pytest.raises(UsageError, match="is the checkpoint of another training"):
             trainer(model, other, path, **{"steps": 1, **changes})
     path.write_bytes(b"no checkpoint")
@@ -407,6 +412,7 @@ def test_settings_of_training_that_make_no_sense(tiny: ModelPackage, tmp_path: P
         ({"bins": 256}, "the number of bins must be 2 to 255, not 256"),
         ({"steps": 0}, "the number of steps must be 1 to 100000, not 0"),
         ({"vectors": 33}, "the number of trained vectors must be 1 to 32, not 33"),
+        ({"chunk_tokens": 0}, "the chunk must be 1 to 16777216, not 0"),
         ({"streams": 0}, "the number of streams must be 1 to 1000000000, not 0"),
         ({"streams": 9, "prior": "gaussian"}, "give a number of streams, or a prior and bins"),
         ({"streams": 9, "bins": 63}, "give a number of streams, or a prior and bins"),
