@@ -259,6 +259,7 @@ class Trainer:
             )
         )
         self._best = (self._stream_bits(self._base), self._base.clone())
+        self._evaluate()
         self._stale = 0
 
     def _begin_charge(self, charged: ChargedVectors) -> None:

@@ -117,11 +117,12 @@ def trainer(
     return Trainer(model, [ranks], chosen, checkpoint=checkpoint)
 
 
+@pytest.mark.parametrize("charge", [None, Charge(streams=3000, step=0.1)])
 def test_vectors_get_better_than_what_they_began_as(
-    model: TrainingModel, ranks: Int32Array
+    model: TrainingModel, ranks: Int32Array, charge: Charge | None
 ) -> None:
     states: list[TrainingState] = []
-    training = trainer(model, ranks)
+    training = trainer(model, ranks, charge=charge)
     beginning = training.state
     found = training.run(states.append)
     assert [state.step for state in states] == list(range(1, 41))
@@ -397,7 +398,9 @@ def test_vectors_that_serve_more_streams_may_take_more(tiny: ModelPackage, tmp_p
     sizes = []
     for streams in (1, 1_000_000):
         target = tmp_path / f"{streams}.steer"
-        found = archiver.train([TEXT], target, model="tiny", vectors=2, steps=40, streams=streams)
+        found = archiver.train(
+            [TEXT], target, model="tiny", vectors=2, steps=40, chunk_tokens=200, streams=streams
+        )
         body = files.read_file(target).body
         assert read_start(body).prior.kind is PriorKind.SCALES
         assert found.vector_bytes == len(body)
