@@ -371,7 +371,7 @@ def train(
         streams: in how many of them the vectors shall save more than they take, for archives
             that hold them: their own bits are part of what training makes least, and the prior
             is "scales" with a step of its own, instead of `prior` and `bins`. Of all their tokens,
-            153,600 count at most. None where the vectors' bytes do not matter.
+            `options.CHARGED_TOKENS_MAX` count. None where the vectors' bytes do not matter.
         checkpoint: where to keep the state; a training that was interrupted goes on from there.
         report: told of the state after every step.
 

@@ -9,6 +9,7 @@ import click
 from archiver.commands.arguments import Duration, reporting_options, threads_option
 from archiver.commands.console import Reporter
 from archiver.options import (
+    CHARGED_TOKENS_MAX,
     DEFAULT_BINS,
     DEFAULT_CHUNK_TOKENS,
     DEFAULT_MODEL,
@@ -62,8 +63,8 @@ if TYPE_CHECKING:
 @click.option(
     "--streams", type=click.IntRange(1, LARGEST_SERVED_STREAMS),
     help="Weigh the vectors' own bytes against what they save in so many such streams, for "
-    "archives that hold them (--embed), instead of --prior and --bins; 153,600 tokens count at "
-    "most.",
+    "archives that hold them (--embed), instead of --prior and --bins; "
+    f"{CHARGED_TOKENS_MAX:,} tokens count at most.",
 )  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(

@@ -13,6 +13,7 @@ import torch
 
 from archiver.codec.workers import usable_cores
 from archiver.container.layout import SteeringKind, SteeringSection
+from archiver.options import CHARGED_TOKENS_MAX
 from archiver.predict.soft_prompt import SoftPrompt
 from archiver.steering import quantizers, sections
 from archiver.steering.bodies import base_vectors, decode_body, encode_body
@@ -20,13 +21,7 @@ from archiver.steering.charge import Charge
 from archiver.steering.files import SteeringFile
 from archiver.steering.llama import TrainingModel
 from archiver.steering.priors import Base
-from archiver.steering.train import (
-    WINDOW_TOKENS,
-    Trainer,
-    TrainingSettings,
-    TrainingState,
-    usable_texts,
-)
+from archiver.steering.train import Trainer, TrainingSettings, TrainingState, usable_texts
 from archiver.types import Int32Array
 
 if TYPE_CHECKING:
@@ -36,9 +31,6 @@ if TYPE_CHECKING:
 # 1.9 bits a coordinate was measured to cost 0.3 % of alice29's bits.
 STORED_STEP = 0.2
 STEPS_MAX = 1000
-# How many tokens the charge is shared among at most. A lower charge lets coordinates go astray:
-# with that of 1,000 windows half of them moved, and vectors of more bytes saved less of the text.
-CHARGED_TOKENS_MAX = 400 * WINDOW_TOKENS
 
 Report = Callable[[TrainingState], None]
 
@@ -122,12 +114,13 @@ def stored_vectors(
         prompt = base_vectors(base, package)
         beginning = prompt.codes.astype(np.float32) * prompt.scales[:, None]
         vectors = len(beginning)
+    stream_tokens = len(ranks) / streams
     settings = TrainingSettings(
         vectors=vectors,
         steps=steps,
         limit_s=limit_s,
-        stream_tokens=len(ranks) / streams,
-        charge=_charge(streams, len(ranks) / streams),
+        stream_tokens=stream_tokens,
+        charge=_charge(streams, stream_tokens),
     )
     with _torch_threads(threads):
         trainer = Trainer(TrainingModel(package, _device()), [ranks], settings, beginning=beginning)
@@ -193,6 +186,7 @@ def steering_file(
 
 
 def _charge(streams: int, stream_tokens: float) -> Charge:
+    """The charge for vectors that serve so many streams, each so long on the mean."""
     return Charge(streams=min(streams, CHARGED_TOKENS_MAX / stream_tokens), step=STORED_STEP)
 
 

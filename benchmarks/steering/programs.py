@@ -135,9 +135,8 @@ def train(
     """
     import archiver
 
-    given: dict[str, Any] = {"prior": prior, "bins": bins}
-    if streams is not None:
-        given = {"streams": streams}
+    given: dict[str, Any]
+    given = {"streams": streams} if streams is not None else {"prior": prior, "bins": bins}
     if chunk_tokens is not None:
         given["chunk_tokens"] = chunk_tokens
     summary = archiver.train(

@@ -405,7 +405,7 @@ def test_vectors_that_serve_more_streams_may_take_more(tiny: ModelPackage, tmp_p
         assert read_start(body).prior.kind is PriorKind.SCALES
         assert found.vector_bytes == len(body)
         sizes.append(len(body))
-    assert 1.5 * sizes[0] < sizes[1]
+    assert sizes[0] < 20 < sizes[1]
 
 
 def test_settings_of_training_that_make_no_sense(tiny: ModelPackage, tmp_path: Path) -> None:
