@@ -125,7 +125,7 @@ def train(
             model_progress=stages,
         )
         reporter.say(
-            f"{output}: {_saved(summary):.2%} fewer bits in windows that were held out; "
+            f"{output}: {_saved(summary):.2%} fewer of the model's bits in held-out windows; "
             f"{summary.vector_bytes:,} bytes of vectors, square error {summary.square_error:.1e}"
         )
     ctx.exit(reporter.exit_code)

@@ -72,7 +72,7 @@ def test_a_steering_file_from_training_to_decompression(tiny: ModelPackage, tmp_
         "--checkpoint", tmp_path / "state", "--prior", "lloyd-max", "--bins", 15,
     )  # fmt: skip
     assert made.exit_code == 0, made.output
-    assert "% fewer bits in windows that were held out; " in made.stderr
+    assert "% fewer of the model's bits in held-out windows; " in made.stderr
     assert " bytes of vectors, square error " in made.stderr
     assert (tmp_path / "state").exists()
     again = run("train", corpus, "-o", steer, "-m", "tiny", "--time-limit", "1s")
