@@ -14,6 +14,7 @@ Denker, Solla, "Optimal Brain Damage" (1989).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +25,8 @@ from torch import Tensor
 NOISES = (-0.375, -0.125, 0.125, 0.375)
 SIGMA_MIN = 0.22  # in steps, where it begins at least: hardly anything is rounded to a step
 MASS_MIN = 2.0**-22  # of a coordinate's step, as in the tables that code it
-# What a coordinate's move must save in all streams, by itself. Its code takes twice as much, but
-# moves save more together than one by one.
+# What a coordinate's move must save in all streams, by itself. Its code takes three times as much,
+# most of it to say which coordinate moves, but moves save more together than one by one.
 WORTH_BITS = 2.0
 
 
@@ -60,6 +61,10 @@ class ChargedVectors:
         self._base = base
         self._free = free
         self.log_sigma = torch.nn.Parameter(log_sigma)
+        part = float(free.mean())
+        # What it takes to say which coordinates are free: the entropy, of each coordinate.
+        entropy = sum(-p * math.log2(p) for p in (part, 1 - part) if p > 0)
+        self._places_bits = free.numel() * entropy
 
     @classmethod
     def of_moves(
@@ -101,10 +106,14 @@ class ChargedVectors:
     def share(self, vectors: Tensor) -> Tensor:
         """A stream's share of the bits that store the vectors, a float32 scalar."""
         steps = (vectors - self._base) / self._charge.step
-        return (self._free * self._bits(steps)).sum() / self._charge.streams
+        bits = (self._free * self._bits(steps)).sum() + self._places_bits
+        return bits / self._charge.streams
 
     def expected_share(self, vectors: Tensor) -> Tensor:
-        """The same in expectation: the mean over quantization noise. Gradients pass."""
+        """The same in expectation, but for what does not change: the mean over quantization noise.
+
+        Gradients pass.
+        """
         steps = (vectors - self._base) / self._charge.step
         bits = torch.stack([self._bits(steps + noise) for noise in NOISES]).mean(0)
         return (self._free * bits).sum() / self._charge.streams

@@ -81,7 +81,8 @@ def test_coordinates_go_back_whose_move_does_not_save_what_it_costs() -> None:
         bits_of(steps, sigma)
         for steps, sigma in ((2, sigmas[0]), (4, sigmas[0]), (2, sigmas[1]), (0, sigmas[1]))
     )
-    assert float(vectors.share(later).detach()) == pytest.approx(expected / 50, rel=1e-3)
+    places = BASE.numel()  # a bit each where half of them are free
+    assert float(vectors.share(later).detach()) == pytest.approx((expected + places) / 50, rel=1e-3)
 
 
 def test_nothing_is_free_where_nothing_pays() -> None:
