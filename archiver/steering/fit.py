@@ -27,8 +27,8 @@ from archiver.types import Int32Array
 if TYPE_CHECKING:
     from archiver.predict.package import ModelPackage
 
-# The quantization step of charged vectors, whose coordinates are 0.12 to 0.18. For vectors trained in
-# 200 steps on 100 kB of Wikipedia, 512 tokens a stream, 300 streams, bytes and change of the text's
+# The quantization step of charged vectors, whose coordinates are 0.12 to 0.18. For vectors trained
+# in 200 steps on 100 kB of Wikipedia, for 300 streams of 512 tokens, bytes and change of the text's
 # bits were 558 for -0.67 % with a step of 0.2, 398 for -0.68 with 0.4 and 279 for -0.56 with 0.5:
 # mostly it costs bits to say which coordinates move, so what moves should move far.
 STORED_STEP = 0.4
