@@ -3,7 +3,8 @@
 A coordinate is stored as the number of quantization steps that it moved from where it began. Half
 way through a training, coordinates whose move saves less than it costs go back for good. Those
 that are left go on with a charge: their bits under a normal distribution, one sigma a vector, which
-is trained too; noise of one step stands for the rounding to come.
+is trained too; noise of one step stands for the rounding to come. What it takes to say which are
+left counts where vectors are compared.
 
     vectors ─ free coordinates ┬ + noise ──────────────────── the text's bits
                                └ + any noise ─ N(0, sigma^2) ─ their own bits / streams
@@ -62,7 +63,7 @@ class ChargedVectors:
         self._free = free
         self.log_sigma = torch.nn.Parameter(log_sigma)
         part = float(free.mean())
-        # What it takes to say which coordinates are free: the entropy, of each coordinate.
+        # What it takes to say which coordinates are free, in bits a coordinate.
         entropy = sum(-p * math.log2(p) for p in (part, 1 - part) if p > 0)
         self._places_bits = free.numel() * entropy
 
