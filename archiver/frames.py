@@ -28,7 +28,7 @@ from archiver.levels import DEFAULT_LEVEL, LEVELS, Chunking
 from archiver.options import CPU, FLOAT, CompressOptions, SteeringMode
 
 if TYPE_CHECKING:
-    from archiver.codec import FrameCodec
+    from archiver.codec import FrameCodec, PricedSymbols
     from archiver.predict.float_models import FloatModel
     from archiver.predict.package import ModelPackage
 
@@ -52,6 +52,11 @@ class Codec(Protocol):
 
     def encode(self, content: bytes, progress: Progress | None = None) -> bytes:
         """Return the payload of a frame with this content."""
+
+    def encode_priced(
+        self, content: bytes, progress: Progress | None = None
+    ) -> tuple[bytes, PricedSymbols]:
+        """Return what `encode` returns, and what each of its symbols takes."""
 
     def decode(self, payload: bytes, content_bytes: int, progress: Progress | None = None) -> bytes:
         """Return the content of which `encode` made `payload`."""
@@ -104,12 +109,16 @@ def plain_codec(options: CompressOptions, header: Header) -> tuple[FrameCodec, H
 
 
 def trained_codec(
-    options: CompressOptions, header: Header, sample: bytes, model_progress: ModelProgress | None
+    options: CompressOptions,
+    header: Header,
+    symbols: PricedSymbols,
+    model_progress: ModelProgress | None,
 ) -> tuple[Codec, Header] | None:
     """Return a codec with steering vectors trained on a frame, and its header; None if too short.
 
     Args:
         header: of the archive without them; built-in vectors in it are what they begin as.
+        symbols: of the frame, as they are coded with this header.
     """
     from archiver.predict import registry
     from archiver.steering.choice import trained
@@ -117,7 +126,9 @@ def trained_codec(
     package = registry.resolve(options.model)
     plain, _ = plain_codec(options, header)
     try:
-        section, prompt = trained(options, package, plain, sample, header.steering, model_progress)
+        section, prompt = trained(
+            options, package, plain, symbols, model_progress, before=header.steering
+        )
     except UsageError:
         return None
     return plain.steered(prompt, options.chunking), replace(header, steering=section)
@@ -293,12 +304,12 @@ class FrameEncoder:
         the shortest sum of header and payload counts.
         """
         codec, header = self._open(content)
-        payload = codec.encode(content, progress=progress)
         choice = self._options.steering_choice
         if self._header_is_given or choice.mode is not SteeringMode.AUTO or not choice.training_s:
-            return payload
+            return codec.encode(content, progress=progress)
         self._header_is_given = True
-        rivals = [trained_codec(self._options, header, content, self._model_progress)]
+        payload, symbols = codec.encode_priced(content, progress=progress)
+        rivals = [trained_codec(self._options, header, symbols, self._model_progress)]
         if header.steering is not None:
             rivals.append(plain_codec(self._options, header))
         size = len(encode_header(header)) + len(payload)

@@ -18,7 +18,14 @@ from archiver.mixing.parameters import MixerParameters
 from archiver.mixing.state import MixerState, new_state
 from archiver.text.transforms import NONE, Transforms
 from archiver.text.vocabulary import Vocabulary
-from archiver.types import Int32Array, Int64Array, UInt8Array, UInt32Array, UInt64Array
+from archiver.types import (
+    Float32Array,
+    Int32Array,
+    Int64Array,
+    UInt8Array,
+    UInt32Array,
+    UInt64Array,
+)
 
 # Flags of the payload.
 HAS_ESCAPES = 1
@@ -66,14 +73,37 @@ class PredictedText(Text):
     signature_bits: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PricedSymbols:
+    """A frame's symbols and what they take.
+
+    Attributes:
+        ranks: int32 [symbols], negative for escapes.
+        bits: float32 [symbols], what each adds to the payload; model_bits: what it would add if
+            the model predicted tokens alone.
+    """
+
+    ranks: Int32Array
+    bits: Float32Array
+    model_bits: Float32Array
+
+
 class TextEncoder:
     """The mixer and the coder of a frame; steps go in from the first to the last."""
 
     def __init__(
-        self, text: Text, mixer: MixerParameters, vocabulary: Vocabulary, signature_bits: int
+        self,
+        text: Text,
+        mixer: MixerParameters,
+        vocabulary: Vocabulary,
+        signature_bits: int,
+        *,
+        priced: bool = False,
     ) -> None:
-        """Args: signature_bits: of each of the model's states."""
+        """Args: signature_bits: of each of the model's states; priced: whether to note `bits`."""
         self._text = text
+        self._priced = priced
+        self._bits = np.zeros(text.plan.symbols if priced else 0, np.float32)
         self._tree = vocabulary.tree
         self._mixer = new_mixer(mixer, text.plan, text.text_bytes, vocabulary, signature_bits)
         self._coder = range_coder.new_encoder()
@@ -110,11 +140,23 @@ class TextEncoder:
             self._buffer = np.concatenate(
                 [self._buffer, np.empty(2 * needed - len(self._buffer), np.uint8)]
             )
+        marks = np.empty((len(firsts) + 1 if self._priced else 0, 2), np.int64)
+        marks[:1] = self._coder[[range_coder.POSITION, range_coder.RANGE]]
         loop.encode_symbols(
             self._coder, self._buffer, self._mixer, bool(len(text.runs)), self._tree, text.ranks,
             starts[:-1], np.diff(starts), steps.start, steps.stop, places, firsts, probabilities,
-            text.runs, text.run_offsets, signatures, guesses,
+            text.runs, text.run_offsets, signatures, guesses, marks[1:],
         )  # fmt: skip
+        if self._priced:
+            in_order = starts[:-1] + np.arange(steps.start, steps.stop)[:, None]
+            # A narrower range is information that is not written yet.
+            coded_bits = 8.0 * marks[:, 0] - np.log2(marks[:, 1])
+            self._bits[in_order[in_order < starts[1:]]] = np.diff(coded_bits)
+
+    @property
+    def bits(self) -> Float32Array:
+        """float32 [symbols], what each took, of an encoder that notes it; 0 where not coded."""
+        return self._bits
 
     def finish(self) -> bytes:
         """The payload, when all steps are coded."""

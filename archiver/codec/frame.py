@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ from archiver.codec.encoder import (
     HAS_ESCAPES,
     HAS_TRANSFORMS,
     PredictedText,
+    PricedSymbols,
     Text,
     TextEncoder,
     new_mixer,
@@ -42,6 +44,7 @@ from archiver.container.layout import (
 from archiver.container.varint import MalformedError, decode_varint
 from archiver.errors import LimitExceededError, UnsupportedVersionError, UsageError
 from archiver.levels import SINK_TOKENS, Chunking
+from archiver.mixing.layout import SLOT_BITS_MIN
 from archiver.mixing.parameters import MIXER_VERSION, MixerParameters
 from archiver.options import CPU
 from archiver.predict.devices import open_engine
@@ -144,18 +147,44 @@ class FrameCodec:
             content: at least one byte; progress: called with bytes finished since the last call.
         """
         text, symbol_bytes = self._text_of(content)
-        encoder = TextEncoder(
-            text, self._mixer, self.vocabulary, signature_bits(self._engine.state_entries)
-        )
+        encoder = self._encoder(text, self._mixer, priced=False)
+        self._code(content, text, symbol_bytes, [encoder], progress)
+        return encoder.finish()
+
+    def encode_priced(
+        self, content: bytes, progress: Progress | None = None
+    ) -> tuple[bytes, PricedSymbols]:
+        """The payload that `encode` makes, and what each of its symbols takes."""
+        text, symbol_bytes = self._text_of(content)
+        alone = replace(self._mixer, tokens_mixed=False, slot_bits_max=SLOT_BITS_MIN)
+        encoders = [self._encoder(text, mixer, priced=True) for mixer in (self._mixer, alone)]
+        self._code(content, text, symbol_bytes, encoders, progress)
+        bits, model_bits = (encoder.bits for encoder in encoders)
+        priced = PricedSymbols(ranks=text.ranks, bits=bits, model_bits=model_bits)
+        return encoders[0].finish(), priced
+
+    def _encoder(self, text: Text, mixer: MixerParameters, *, priced: bool) -> TextEncoder:
+        bits = signature_bits(self._engine.state_entries)
+        return TextEncoder(text, mixer, self.vocabulary, bits, priced=priced)
+
+    def _code(
+        self,
+        content: bytes,
+        text: Text,
+        symbol_bytes: Int64Array,
+        encoders: Sequence[TextEncoder],
+        progress: Progress | None,
+    ) -> None:
+        """What the model says of a text goes to all encoders."""
         progress = _of_content(progress, text.text_bytes, len(content))
         for span in self._workers.predict(text.ranks, text.plan.starts, symbol_bytes, progress):
             found = Predictions.joined(span.streams)
             lengths = [len(part.counts) for part in span.streams]
-            encoder.code(
-                span.steps, np.cumsum([0, *lengths[:-1]]), probabilities=found.probabilities,
-                firsts=found.firsts, signatures=found.signatures, guesses=found.guesses,
-            )  # fmt: skip
-        return encoder.finish()
+            for encoder in encoders:
+                encoder.code(
+                    span.steps, np.cumsum([0, *lengths[:-1]]), probabilities=found.probabilities,
+                    firsts=found.firsts, signatures=found.signatures, guesses=found.guesses,
+                )  # fmt: skip
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from archiver.coding.range_coder import DECODING, PROBABILITY_ONE, code_bit
+from archiver.coding.range_coder import DECODING, POSITION, PROBABILITY_ONE, RANGE, code_bit
 from archiver.compiled import compiled
 from archiver.mixing.contexts import note_byte, note_end
 from archiver.mixing.layout import (
@@ -185,6 +185,7 @@ def encode_symbols(
     run_offsets,
     signatures,
     guesses,
+    marks,
 ):
     """Code the steps `begin` to `end` - 1 of a frame: within a step stream by stream.
 
@@ -196,9 +197,12 @@ def encode_symbols(
             symbol's run begins, and one more for the end (only escapes advance it).
         signatures, guesses: uint64 [symbols of these steps, words] and int32, of the model's
             states.
+        marks: int64 [symbols of these steps, 2], filled with the coder's position and range once
+            each is coded, as they are coded; or empty.
     """
     no_weights = np.zeros(1, np.int32)
     no_totals = np.zeros(1, np.int64)
+    coded = 0
     for step in range(begin, end):
         for stream in range(starts.shape[0]):
             if step >= lengths[stream]:
@@ -226,6 +230,10 @@ def encode_symbols(
                     signatures[mine],
                     np.int64(guesses[mine]),
                 )
+            if marks.shape[0]:
+                marks[coded, 0] = coder[POSITION]
+                marks[coded, 1] = coder[RANGE]
+                coded += 1
 
 
 @compiled()

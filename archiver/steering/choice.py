@@ -28,7 +28,7 @@ from archiver.steering import files, sections, sources
 from archiver.steering.texts import TextReader
 
 if TYPE_CHECKING:
-    from archiver.codec import FrameCodec
+    from archiver.codec import FrameCodec, PricedSymbols
     from archiver.frames import ModelProgress
     from archiver.predict.package import ModelPackage
     from archiver.steering.train import TrainingState
@@ -64,7 +64,7 @@ def choose(
 
     Args:
         codec: without steering; sample: the text, or its first frame; may be empty.
-        progress: told of the stage "training", in steps of a thousandth.
+        progress: told of the stages of training.
 
     Raises:
         UsageError: no built-in vectors of that name, a text that cannot be a prompt, or one that
@@ -78,7 +78,7 @@ def choose(
         case SteeringMode.AUTO:
             return best_built_in(package, codec, sample) or (None, None)
         case SteeringMode.TRAINED:
-            return trained(options, package, codec, sample, None, progress)
+            return trained(options, package, codec, _priced(codec, sample, progress), progress)
         case SteeringMode.NAMED:
             if choice.text not in files.BUILT_IN:
                 names = ", ".join(files.BUILT_IN) or "none"
@@ -105,13 +105,15 @@ def trained(
     options: CompressOptions,
     package: ModelPackage,
     codec: FrameCodec,
-    sample: bytes,
-    before: SteeringSection | None,
+    symbols: PricedSymbols,
     progress: ModelProgress | None,
+    before: SteeringSection | None = None,
 ) -> Steering:
     """Return vectors trained on a text as long as the options say, to be stored with it.
 
     Args:
+        symbols: of the text, as they are coded without new vectors.
+        progress: told of the stage "training steering vectors", in steps of a thousandth.
         before: the built-in vectors that they shall begin as; None to begin as tokens.
 
     Raises:
@@ -120,7 +122,6 @@ def trained(
     from archiver.steering.fit import STEPS_MAX, stored_vectors
 
     choice = options.steering_choice
-    ranks = codec.ranks(sample)
 
     def report(state: TrainingState) -> None:
         if progress:
@@ -128,8 +129,8 @@ def trained(
 
     return stored_vectors(
         package,
-        ranks,
-        streams=codec.plan(max(len(ranks), 1)).streams,
+        symbols,
+        streams=codec.plan(len(symbols.ranks)).streams,
         vectors=choice.vectors or VECTORS_BY_DEFAULT,
         before=before,
         steps=choice.training_steps or STEPS_MAX,
@@ -137,6 +138,26 @@ def trained(
         threads=options.threads,
         report=report,
     )
+
+
+def _priced(codec: FrameCodec, sample: bytes, progress: ModelProgress | None) -> PricedSymbols:
+    """Return what a text's symbols take without vectors.
+
+    Raises:
+        UsageError: the text is too short to train on.
+    """
+    from archiver.steering.train import usable_texts
+
+    usable_texts([codec.ranks(sample)])
+    done_bytes = 0
+
+    def report(more_bytes: int) -> None:
+        nonlocal done_bytes
+        done_bytes += more_bytes
+        if progress:
+            progress("measuring the text", done_bytes, len(sample))
+
+    return codec.encode_priced(sample, report)[1]
 
 
 def best_built_in(package: ModelPackage, codec: FrameCodec, sample: bytes) -> Steering | None:

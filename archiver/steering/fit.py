@@ -22,9 +22,10 @@ from archiver.steering.files import SteeringFile
 from archiver.steering.llama import TrainingModel
 from archiver.steering.priors import Base
 from archiver.steering.train import Trainer, TrainingSettings, TrainingState, usable_texts
-from archiver.types import Int32Array
+from archiver.types import Float32Array, Int32Array
 
 if TYPE_CHECKING:
+    from archiver.codec import PricedSymbols
     from archiver.predict.package import ModelPackage
 
 # The quantization step of charged vectors, whose coordinates are 0.12 to 0.18. For vectors trained
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 # mostly it costs bits to say which coordinates move, so what moves should move far.
 STORED_STEP = 0.4
 STEPS_MAX = 1000
+# A token's weight is what the mixer leaves of the model's bits, which vectors are to make fewer.
+# What hardly takes bits tells little of how many it takes with other vectors.
+WEIGHT_MAX = 3.0
+MODEL_BITS_MIN = 0.05
 
 Report = Callable[[TrainingState], None]
 
@@ -87,7 +92,7 @@ class TrainingSummary:
 
 def stored_vectors(
     package: ModelPackage,
-    ranks: Int32Array,
+    symbols: PricedSymbols,
     *,
     streams: int,
     vectors: int,
@@ -100,7 +105,7 @@ def stored_vectors(
     """Vectors for one text, and the section that holds them.
 
     Args:
-        ranks: the text's symbols; streams: how many begin in it.
+        symbols: of the text, as they are coded without new vectors; streams: how many begin in it.
         vectors: how many, where there is nothing to begin with.
         before: a section of built-in vectors, which the new ones begin as and are coded from.
         steps, limit_s: how long to train at most; None for no limit of time.
@@ -108,7 +113,7 @@ def stored_vectors(
     Raises:
         UsageError: the text is too short.
     """
-    usable_texts([ranks])  # before the weights are read
+    usable_texts([symbols.ranks])  # before the weights are read
     base: Base | None = None
     beginning = None
     if before is not None and before.kind is SteeringKind.BUILT_IN:
@@ -116,16 +121,22 @@ def stored_vectors(
         prompt = base_vectors(base, package)
         beginning = prompt.codes.astype(np.float32) * prompt.scales[:, None]
         vectors = len(beginning)
-    stream_tokens = len(ranks) / streams
+    stream_tokens = len(symbols.ranks) / streams
     settings = TrainingSettings(
         vectors=vectors,
         steps=steps,
         limit_s=limit_s,
         stream_tokens=stream_tokens,
-        charge=_charge(streams, stream_tokens),
+        charge=Charge(streams=streams, step=STORED_STEP),
     )
     with _torch_threads(threads):
-        trainer = Trainer(TrainingModel(package, _device()), [ranks], settings, beginning=beginning)
+        trainer = Trainer(
+            TrainingModel(package, _device()),
+            [symbols.ranks],
+            settings,
+            weights=[token_weights(symbols)],
+            beginning=beginning,
+        )
         found = trainer.run(report)
     if base is None:
         base = Base(ranks=found.base_ranks)
@@ -158,11 +169,7 @@ def steering_file(
                 steps=settings.steps,
                 limit_s=settings.limit_s,
                 stream_tokens=settings.chunk_tokens,
-                charge=(
-                    None
-                    if settings.streams is None
-                    else _charge(settings.streams, settings.chunk_tokens)
-                ),
+                charge=_charge(settings),
             ),
             checkpoint=settings.checkpoint,
         )
@@ -187,9 +194,16 @@ def steering_file(
     )
 
 
-def _charge(streams: int, stream_tokens: float) -> Charge:
-    """The charge for vectors that serve so many streams, each so long on the mean."""
-    return Charge(streams=min(streams, CHARGED_TOKENS_MAX / stream_tokens), step=STORED_STEP)
+def token_weights(symbols: PricedSymbols) -> Float32Array:
+    """How much of the model's bits each symbol of a text takes in its archive, float32."""
+    return np.clip(symbols.bits / np.maximum(symbols.model_bits, MODEL_BITS_MIN), 0, WEIGHT_MAX)
+
+
+def _charge(settings: FileSettings) -> Charge | None:
+    if settings.streams is None:
+        return None
+    streams = min(settings.streams, CHARGED_TOKENS_MAX / settings.chunk_tokens)
+    return Charge(streams=streams, step=STORED_STEP)
 
 
 def _device() -> str:

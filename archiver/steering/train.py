@@ -5,8 +5,9 @@
                         (and, if charged, the vectors' own bits) ┘
 
 Every window begins as a stream does: cold, after the vectors and the start token. Where streams
-are longer than windows, a window's second half also stands for all that follows. Vectors begin as
-the embeddings of a span of the texts, the best of some, or as those that are given.
+are longer than windows, a window's second half also stands for all that follows. Tokens may have
+weights, for what is left of the model's bits in an archive. Vectors begin as the embeddings of a
+span of the texts, the best of some, or as those that are given.
 
 With a `charge`, the vectors are meant to be stored with the text: in the second half of the
 training, only coordinates that pay are free, and their bits count beside the text's (`charge.py`).
@@ -33,7 +34,7 @@ from torch import Tensor
 from archiver.errors import UsageError
 from archiver.steering.charge import Charge, ChargedVectors
 from archiver.steering.llama import TrainingModel
-from archiver.types import Float32Array, Int32Array, Int64Array
+from archiver.types import Float32Array, Int32Array
 
 WINDOW_TOKENS = 384
 WINDOWS_A_STEP = 2
@@ -109,6 +110,7 @@ class Trainer:
         texts: Sequence[Int32Array],
         settings: TrainingSettings,
         *,
+        weights: Sequence[Float32Array] | None = None,
         beginning: Float32Array | None = None,
         checkpoint: Path | None = None,
     ) -> None:
@@ -116,6 +118,7 @@ class Trainer:
 
         Args:
             texts: ranks of each text, int32; negative ones (escapes) are left out.
+            weights: how much the bits of each of them count, float32; None for 1.
             beginning: float32 [vectors, hidden], what the vectors begin as.
             checkpoint: where to keep the state; removed by nobody.
 
@@ -125,7 +128,7 @@ class Trainer:
         self._model = model
         self._settings = settings
         self._checkpoint = checkpoint
-        self._windows = _Windows(texts, model.device)
+        self._windows = _Windows(texts, weights, model.device)
         self._weights = stream_weights(settings.stream_tokens).to(model.device)
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._held_out = self._windows.held_out()
@@ -205,11 +208,11 @@ class Trainer:
     def _best_span(self) -> tuple[int, ...]:
         """The tokens of the span after which some windows take the fewest bits."""
         windows = self._windows.draw(TRIAL_WINDOWS, TRIAL_TOKENS, self._generator)
-        spans = self._windows.draw(BEGINNINGS, self._settings.vectors, self._generator)
+        spans = self._windows.draw(BEGINNINGS, self._settings.vectors, self._generator).ranks
         with torch.no_grad():
             bits = [
-                float(self._model.bits(self._model.embeddings[span], windows).mean())
-                for span in spans
+                float((self._model.bits(vectors, windows.ranks) * windows.weights).mean())
+                for vectors in self._model.embeddings[spans]
             ]
         return tuple(spans[int(np.argmin(bits))].tolist())
 
@@ -249,10 +252,11 @@ class Trainer:
         squares = state["exp_avg_sq"] / (1 - beta ** float(state["step"]))
         # AdamW sees the mean of some windows, a token. Curvature is the gradient's variance in
         # nats, and it is wanted in bits. Of a token that stands for others, the variance grows
-        # with the square of how many, the curvature as they do.
+        # with the square of how many, the curvature as they do; so with the weights of tokens.
         tokens = self._weights.sum()
         variance = squares * tokens**2 * WINDOWS_A_STEP
         curvature = variance * math.log(2) * tokens / self._weights.square().sum()
+        curvature = curvature * self._windows.mean_weight / self._windows.mean_square_weight
         self._begin_charge(
             ChargedVectors.of_moves(
                 self._settings.charge, self._base, self._vectors.detach(), curvature
@@ -270,9 +274,10 @@ class Trainer:
         with torch.no_grad():
             return float(self._bits(vectors, self._held_out))
 
-    def _bits(self, vectors: Tensor, windows: Tensor) -> Tensor:
+    def _bits(self, vectors: Tensor, windows: WeightedTokens) -> Tensor:
         """A stream's bits as these windows have it, the mean, a float32 scalar."""
-        return (self._model.bits(vectors, windows) * self._weights).sum(1).mean()
+        bits = self._model.bits(vectors, windows.ranks) * windows.weights
+        return (bits * self._weights).sum(1).mean()
 
     def _evaluate(self) -> None:
         """The best vectors so far are known; rounded as they would be, where they are charged."""
@@ -341,13 +346,47 @@ class Trainer:
         self._best = (state["best_bits"], state["best"])
 
 
-def usable_texts(texts: Sequence[Int32Array]) -> list[Int64Array]:
-    """The texts that can be trained on, without escapes.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WeightedTokens:
+    """Some tokens, int64 of any shape, and how much the bits of each count, float32."""
+
+    ranks: Tensor
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+    def cut(self, begin: int, tokens: int) -> WeightedTokens:
+        """So many of a text's tokens."""
+        end = begin + tokens
+        return WeightedTokens(ranks=self.ranks[begin:end], weights=self.weights[begin:end])
+
+    @classmethod
+    def stacked(cls, parts: Sequence[WeightedTokens], device: torch.device) -> WeightedTokens:
+        """As many texts of one length, one a row."""
+        return cls(
+            ranks=torch.stack([part.ranks for part in parts]).to(device),
+            weights=torch.stack([part.weights for part in parts]).to(device),
+        )
+
+
+def usable_texts(
+    texts: Sequence[Int32Array], weights: Sequence[Float32Array] | None = None
+) -> list[WeightedTokens]:
+    """The texts that can be trained on, without escapes; see `Trainer`.
 
     Raises:
         UsageError: they are too short.
     """
-    kept = [text[text >= 0].astype(np.int64) for text in texts]
+    if weights is None:
+        weights = [np.ones(len(text), np.float32) for text in texts]
+    kept = [
+        WeightedTokens(
+            ranks=torch.from_numpy(text[text >= 0].astype(np.int64)),
+            weights=torch.from_numpy(counts[text >= 0]),
+        )
+        for text, counts in zip(texts, weights, strict=True)
+    ]
     kept = [text for text in kept if len(text) >= WINDOW_TOKENS]
     if sum(map(len, kept)) < 2 * HELD_OUT_PART * WINDOW_TOKENS:
         raise UsageError(
@@ -368,10 +407,21 @@ class _Windows:
     """Windows of some texts: those held out, evenly spread, and random ones beside them.
 
     Texts are drawn in proportion to the square root of their lengths.
+
+    Attributes:
+        mean_weight, mean_square_weight: of all tokens.
     """
 
-    def __init__(self, texts: Sequence[Int32Array], device: torch.device) -> None:
-        kept = usable_texts(texts)
+    def __init__(
+        self,
+        texts: Sequence[Int32Array],
+        weights: Sequence[Float32Array] | None,
+        device: torch.device,
+    ) -> None:
+        kept = usable_texts(texts, weights)
+        joined = torch.cat([text.weights for text in kept])
+        self.mean_weight = float(joined.mean())
+        self.mean_square_weight = float(joined.square().mean())
         self._texts = kept
         self._device = device
         self._shares = torch.tensor([math.sqrt(len(text)) for text in kept])
@@ -387,29 +437,34 @@ class _Windows:
                 self._held[which].append(place * WINDOW_TOKENS)
 
     @property
-    def digest(self) -> list[tuple[int, int]]:
+    def digest(self) -> list[tuple[int, int, float]]:
         """Enough to tell other texts from these."""
         return [
-            (len(text), int((text * np.arange(1, len(text) + 1)).sum())) for text in self._texts
+            (
+                len(text),
+                int((text.ranks * torch.arange(1, len(text) + 1)).sum()),
+                float(text.weights.double().sum()),
+            )
+            for text in self._texts
         ]
 
-    def held_out(self) -> Tensor:
-        """The held-out windows, int64 [windows, WINDOW_TOKENS]."""
+    def held_out(self) -> WeightedTokens:
+        """The held-out windows, [windows, WINDOW_TOKENS]."""
         found = [
-            text[begin : begin + WINDOW_TOKENS]
+            text.cut(begin, WINDOW_TOKENS)
             for text, held in zip(self._texts, self._held, strict=True)
             for begin in held
         ]
-        return torch.from_numpy(np.stack(found)).to(self._device)
+        return WeightedTokens.stacked(found, self._device)
 
-    def draw(self, count: int, tokens: int, generator: torch.Generator) -> Tensor:
-        """Windows from random places that overlap none of those held out, int64 [count, tokens]."""
-        found: list[Int64Array] = []
+    def draw(self, count: int, tokens: int, generator: torch.Generator) -> WeightedTokens:
+        """Windows from random places that overlap none of those held out, [count, tokens]."""
+        found: list[WeightedTokens] = []
         while len(found) < count:
             which = int(torch.multinomial(self._shares, 1, generator=generator))
             text = self._texts[which]
             begin = int(torch.randint(len(text) - tokens + 1, (1,), generator=generator))
             held = self._held[which]
             if all(begin + tokens <= at or begin >= at + WINDOW_TOKENS for at in held):
-                found.append(text[begin : begin + tokens])
-        return torch.from_numpy(np.stack(found)).to(self._device)
+                found.append(text.cut(begin, tokens))
+        return WeightedTokens.stacked(found, self._device)

@@ -173,6 +173,27 @@ def test_spans_change_nothing(
     assert encode_text(codec.predict_text(content), MixerParameters(), codec.vocabulary) == expected
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_prices_add_up_to_the_payload(
+    tiny: ModelPackage, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    content = TEXT * 20 + b"\xff" * 40
+    monkeypatch.setattr(Engine, "block_tokens", 16)
+    codec = make_codec(tiny, threads=threads, chunk=70)
+    done: list[int] = []
+    payload, priced = codec.encode_priced(content, done.append)
+    assert payload == codec.encode(content)
+    assert sum(done) == len(content)
+    assert np.array_equal(priced.ranks, codec.ranks(content))
+    assert priced.bits.shape == priced.model_bits.shape == priced.ranks.shape
+    assert (priced.bits > 0).all()
+    assert (priced.model_bits > 0).all()
+    for bits, mixed in ((priced.bits, True), (priced.model_bits, False)):
+        text = codec.predict_text(content)
+        whole = encode_text(text, MixerParameters(tokens_mixed=mixed), codec.vocabulary)
+        assert 8 * len(whole) - 100 < bits.sum() < 8 * len(whole)
+
+
 def test_an_error_in_a_stream_ends_all(tiny: ModelPackage, monkeypatch: pytest.MonkeyPatch) -> None:
     codec = make_codec(tiny, threads=2, chunk=70)
     content = TEXT * 20

@@ -97,7 +97,7 @@ def encode(streams: list[list[Symbol]], seed: int, **parameters: Any) -> bytes:
             coder, buffer, state, True, VOCABULARY.tree, np.array(ranks, np.int32), starts, lengths,
             begin, end, starts + begin, np.array(firsts), np.array([*paths, 0], np.uint32),
             np.frombuffer(runs, np.uint8).copy(), np.array(offsets), np.array(signatures),
-            np.array(guesses, np.int32),
+            np.array(guesses, np.int32), np.empty((0, 2), np.int64),
         )  # fmt: skip
     return range_coder.finish(coder, buffer)
 

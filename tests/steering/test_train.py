@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import torch
 
 import archiver
 from archiver import frames
+from archiver.codec import PricedSymbols, open_codec, settings_for
 from archiver.errors import InputError, OutputError, UsageError
+from archiver.levels import Chunking
 from archiver.options import STEERING_PRIORS, CompressOptions
 from archiver.predict import registry
 from archiver.predict.kernels import head
@@ -20,6 +23,7 @@ from archiver.predict.soft_prompt import SoftPrompt
 from archiver.steering import choice, files, quantizers
 from archiver.steering.bodies import base_vectors, encode_body
 from archiver.steering.charge import Charge, ChargedVectors
+from archiver.steering.fit import stored_vectors, token_weights
 from archiver.steering.llama import TrainingModel
 from archiver.steering.priors import Base, PriorKind
 from archiver.steering.sections import built_in_section
@@ -54,9 +58,13 @@ def ranks() -> Int32Array:
     return np.random.default_rng(0).integers(0, 60, 12_000).astype(np.int32)
 
 
-def engine_bits(package: ModelPackage, prompt: SoftPrompt, ranks: Int32Array) -> Float32Array:
+def engine_bits(
+    package: ModelPackage, ranks: Int32Array, prompt: SoftPrompt | None = None
+) -> Float32Array:
     """What the exact engine's weights say: the bits of each token of one stream."""
-    engine = engine_of(package, window=512, sinks=4).steered(prompt)
+    engine = engine_of(package, window=512, sinks=4)
+    if prompt is not None:
+        engine = engine.steered(prompt)
     inputs = np.concatenate([[engine.start_token], ranks[:-1]]).astype(np.int32)
     codes, scales = run(engine, inputs[None], len(ranks))
     size = engine.vocabulary.size
@@ -75,7 +83,7 @@ def test_the_float_model_is_the_engines(
 ) -> None:
     prompt = random_vectors(5, 3, tiny)
     vectors = prompt.codes.astype(np.float32) * prompt.scales[:, None]
-    exact = engine_bits(tiny, prompt, ranks[:200])
+    exact = engine_bits(tiny, ranks[:200], prompt)
     windows = torch.from_numpy(ranks[:400].astype(np.int64)).view(2, 200)
     with torch.no_grad():
         bits = model.bits(torch.from_numpy(vectors), windows)[0].numpy()
@@ -213,7 +221,7 @@ def test_the_bits_of_a_stream_are_those_of_windows_weighted(
 ) -> None:
     window, stream = (trainer(model, ranks, stream_tokens=tokens) for tokens in (384, 9792))
     with torch.no_grad():
-        bits = model.bits(model.embeddings[:0], window._windows.held_out()).mean(0)
+        bits = model.bits(model.embeddings[:0], window._windows.held_out().ranks).mean(0)
     assert window.state.plain_bits == pytest.approx(float(bits.sum()), rel=1e-5)
     expected = float(bits[:192].sum() + 50 * bits[192:].sum())
     assert stream.state.plain_bits == pytest.approx(expected, rel=1e-5)
@@ -233,24 +241,74 @@ def test_a_token_that_stands_for_others_bends_the_loss_as_often(
         return of_moves(charge, base, vectors, curvature)
 
     monkeypatch.setattr(ChargedVectors, "of_moves", spy)
-    for factor in (1, 7):
-        training = trainer(model, ranks, steps=2, charge=Charge(streams=300, step=0.1))
+    settings = TrainingSettings(vectors=3, steps=2, charge=Charge(streams=300, step=0.1))
+    for factor, weight in ((1, 1), (8, 1), (1, 8)):  # which no product rounds
+        weights = np.full(len(ranks), weight, np.float32)
+        training = Trainer(model, [ranks], settings, weights=[weights])
         training._weights *= factor
         training.run()
-    once, seven_times = seen
+    once, *eight_times = seen
     assert float(once.min()) >= 0
     assert float(once.mean()) > 0
-    assert torch.allclose(seven_times, 7 * once, rtol=1e-3)
+    for curvature in eight_times:
+        assert torch.allclose(curvature, 8 * once, rtol=1e-3)
+
+
+def test_weights_of_tokens_count(model: TrainingModel, ranks: Int32Array) -> None:
+    """What weighs nothing is not learned; bits are weighted sums."""
+    rare = ranks < 10
+    weights = np.where(rare, 0, 0.5).astype(np.float32)
+    settings = TrainingSettings(vectors=3, steps=60)
+    training = Trainer(model, [ranks], settings, weights=[weights])
+    held = training._windows.held_out()
+    assert torch.equal(held.weights == 0, held.ranks < 10)
+    with torch.no_grad():
+        plain = model.bits(model.embeddings[:0], held.ranks)
+    expected = float((plain * (held.ranks >= 10)).sum(1).mean()) / 2
+    assert training.state.plain_bits == pytest.approx(expected, rel=1e-5)
+    found = [each.run().values for each in (Trainer(model, [ranks], settings), training)]
+    with torch.no_grad():
+        whole, part = (model.bits(torch.from_numpy(vectors), held.ranks) for vectors in found)
+    unweighted = held.ranks < 10
+    assert part[unweighted].mean() > whole[unweighted].mean() + 0.1
+    assert part[~unweighted].mean() < whole[~unweighted].mean() - 0.05
+
+
+def test_a_tokens_weight_is_what_the_mixer_leaves(tiny: ModelPackage) -> None:
+    """Symbol by symbol, in whichever order streams are coded."""
+    predictor, mixer = settings_for(tiny, CompressOptions(model="tiny", window_tokens=512))
+    codec = open_codec(
+        replace(predictor, local_window_tokens=512), mixer, package=tiny, threads=1,
+        chunking=Chunking(tokens_min=100, streams=1000),
+    )  # fmt: skip
+    priced = codec.encode_priced(TEXT[:4000])[1]
+    starts = codec.plan(len(priced.ranks)).starts
+    assert len(starts) > 3
+    parts = itertools.pairwise(starts)
+    exact = np.concatenate([engine_bits(tiny, priced.ranks[slice(*part)]) for part in parts])
+    assert np.allclose(priced.model_bits, exact, atol=0.01)
+    assert np.allclose(token_weights(priced) * exact, priced.bits, atol=0.01)
+
+
+def test_weights_are_within_bounds() -> None:
+    symbols = PricedSymbols(
+        ranks=np.array([5, 6, 7], np.int32),
+        bits=np.array([1, 9, 0.02], np.float32),
+        model_bits=np.array([2, 1, 0.01], np.float32),
+    )
+    assert token_weights(symbols) == pytest.approx([0.5, 3, 0.4])
 
 
 def test_windows_held_out_are_never_trained_on() -> None:
     marked = np.arange(20_000, dtype=np.int32)
-    windows = _Windows([marked], torch.device("cpu"))
+    weights = (marked / 4).astype(np.float32)
+    windows = _Windows([marked], [weights], torch.device("cpu"))
     held = windows.held_out()
-    assert held.shape == (6, WINDOW_TOKENS)
+    assert held.ranks.shape == (6, WINDOW_TOKENS)
     drawn = windows.draw(300, 100, torch.Generator().manual_seed(0))
-    assert not np.intersect1d(held.numpy(), drawn.numpy()).size
-    assert (drawn.diff(dim=1) == 1).all()
+    assert not np.intersect1d(held.ranks.numpy(), drawn.ranks.numpy()).size
+    assert (drawn.ranks.diff(dim=1) == 1).all()
+    assert torch.equal(drawn.weights, drawn.ranks / 4)
 
 
 def test_short_texts_are_refused(model: TrainingModel, ranks: Int32Array) -> None:
@@ -289,6 +347,7 @@ def test_archives_with_trained_vectors_decode(tiny: ModelPackage) -> None:
     assert info is not None
     assert (info.kind, info.vectors, info.prior) == ("embedded", 2, "scales")
     assert stages[-1] == ("training steering vectors", 1000, 1000)
+    assert ("measuring the text", len(TEXT), len(TEXT)) in stages
 
 
 @pytest.mark.usefixtures("without_zstd")
@@ -340,12 +399,12 @@ def test_training_may_begin_as_built_in_vectors(
     monkeypatch.setattr(files, "FOLDER", tmp_path)
     monkeypatch.setattr(files, "BUILT_IN", {"mine": (9, file.fingerprint)})
     files.built_in_file.cache_clear()
-    from archiver.steering.fit import stored_vectors
-
     ranks = np.random.default_rng(0).integers(0, 60, 12_000).astype(np.int32)
+    bits = np.full(len(ranks), 6, np.float32)
+    symbols = PricedSymbols(ranks=ranks, bits=bits, model_bits=bits)
     before = built_in_section("mine")
     section, prompt = stored_vectors(
-        tiny, ranks, streams=10**6, vectors=7, before=before, steps=100, limit_s=2, threads=1,
+        tiny, symbols, streams=10**6, vectors=7, before=before, steps=100, limit_s=2, threads=1,
         report=None,
     )  # fmt: skip
     files.built_in_file.cache_clear()
