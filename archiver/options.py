@@ -33,8 +33,9 @@ LARGEST_TRAINED_VECTORS = 32
 LARGEST_TRAINING_STEPS = 100_000
 LARGEST_SERVED_STREAMS = 1_000_000_000
 DEFAULT_CHUNK_TOKENS = LEVELS[DEFAULT_LEVEL].chunking.tokens_min
-# How many tokens share the charge for stored vectors at most. A lower charge lets coordinates go
-# astray: with that of 1,000 windows of 384 half of them moved, and more bytes saved less text.
+# How many tokens share the charge of a steering file's vectors at most. Its training does not know
+# what mixing leaves of a gain, and a lower charge lets coordinates go astray: with that of 1,000
+# windows of 384 half of them moved, and more bytes saved less text.
 CHARGED_TOKENS_MAX = 153_600
 STEERING_PRIORS = ("gaussian", "empirical", "lloyd-max", "scales")
 DEFAULT_PRIOR = "gaussian"
