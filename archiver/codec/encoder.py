@@ -79,8 +79,8 @@ class PricedSymbols:
 
     Attributes:
         ranks: int32 [symbols], negative for escapes.
-        bits: float32 [symbols], what each adds to the payload; model_bits: what it would add if
-            the model predicted tokens alone.
+        bits: float32 [symbols], what each adds to the payload; model_bits: what it would add
+            without the mixer.
     """
 
     ranks: Int32Array
@@ -155,7 +155,7 @@ class TextEncoder:
 
     @property
     def bits(self) -> Float32Array:
-        """float32 [symbols], what each took, of an encoder that notes it; 0 where not coded."""
+        """float32 [symbols], what each took if that is noted; 0 of those not coded yet."""
         return self._bits
 
     def finish(self) -> bytes:
