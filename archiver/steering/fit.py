@@ -38,6 +38,9 @@ STEPS_MAX = 1000
 # What hardly takes bits tells little of how many it takes with other vectors.
 WEIGHT_MAX = 3.0
 MODEL_BITS_MIN = 0.05
+# Of what vectors save of weighted bits in held-out windows, archives show this part: on other text
+# of a Russian novel 0.36 % where 0.77 to 0.82 were promised, and 0.55 where it was 1.1.
+REAPED_PART = 0.45
 
 Report = Callable[[TrainingState], None]
 
@@ -127,7 +130,7 @@ def stored_vectors(
         steps=steps,
         limit_s=limit_s,
         stream_tokens=stream_tokens,
-        charge=Charge(streams=streams, step=STORED_STEP),
+        charge=Charge(streams=REAPED_PART * streams, step=STORED_STEP),
     )
     with _torch_threads(threads):
         trainer = Trainer(
