@@ -458,7 +458,7 @@ def test_vectors_that_serve_more_streams_may_take_more(tiny: ModelPackage, tmp_p
     for streams in (1, 1_000_000):
         target = tmp_path / f"{streams}.steer"
         found = archiver.train(
-            [TEXT], target, model="tiny", vectors=2, steps=40, chunk_tokens=200, streams=streams
+            [TEXT], target, model="tiny", vectors=2, steps=90, chunk_tokens=200, streams=streams
         )
         body = files.read_file(target).body
         assert read_start(body).prior.kind is PriorKind.SCALES
