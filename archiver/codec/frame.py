@@ -154,7 +154,10 @@ class FrameCodec:
     def encode_priced(
         self, content: bytes, progress: Progress | None = None
     ) -> tuple[bytes, PricedSymbols]:
-        """The payload that `encode` makes, and what each of its symbols takes."""
+        """The payload that `encode` makes of it, and what each of its symbols takes.
+
+        For training, with logarithms in floating point: nothing of it reaches the coder.
+        """
         text, symbol_bytes = self._text_of(content)
         alone = replace(self._mixer, tokens_mixed=False, slot_bits_max=SLOT_BITS_MIN)
         encoders = [self._encoder(text, mixer, priced=True) for mixer in (self._mixer, alone)]
@@ -180,10 +183,11 @@ class FrameCodec:
         for span in self._workers.predict(text.ranks, text.plan.starts, symbol_bytes, progress):
             found = Predictions.joined(span.streams)
             lengths = [len(part.counts) for part in span.streams]
+            places, firsts = np.cumsum([0, *lengths[:-1]]), found.firsts
             for encoder in encoders:
                 encoder.code(
-                    span.steps, np.cumsum([0, *lengths[:-1]]), probabilities=found.probabilities,
-                    firsts=found.firsts, signatures=found.signatures, guesses=found.guesses,
+                    span.steps, places, probabilities=found.probabilities, firsts=firsts,
+                    signatures=found.signatures, guesses=found.guesses,
                 )  # fmt: skip
 
     @property

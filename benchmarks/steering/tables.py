@@ -222,10 +222,10 @@ def _growth(rows: Sequence[Row]) -> list[Block]:
         for vectors, by_size in gains(group).items():
             size_bytes = pays_from(by_size)
             if size_bytes is None:
-                notes.append(f"{vectors} vectors do not pay up to {max(by_size):,} bytes")
+                notes.append(f"k = {vectors}: does not pay up to {max(by_size):,} bytes")
             else:
                 at_most = " or fewer" if size_bytes <= min(by_size) else ""
-                notes.append(f"{vectors} vectors pay from {size_bytes:,.0f} bytes{at_most}")
+                notes.append(f"k = {vectors}: pays from {size_bytes:,.0f} bytes{at_most}")
         blocks.append(Block(name=name, cells=table, notes=notes))
     return blocks
 

@@ -404,8 +404,8 @@ bytes  vectors  side bytes  text bytes    change  all bytes   change  comp s  de
 1,000     none           0         200   +0.00 %        250  +0.00 %     2.0    2.0
 1,000        2          10         180  -10.00 %        240  -4.00 %     2.0    2.0
 1,000        4          30         190   -5.00 %        270  +8.00 %     2.0    2.0
-2 vectors pay from 771 bytes
-4 vectors do not pay up to 1,000 bytes""",
+k = 2: pays from 771 bytes
+k = 4: does not pay up to 1,000 bytes""",
     ),
     "halves": (
         record("halves", row("none", 200), row("auto", 190, 2),
